@@ -1,0 +1,53 @@
+"""Coroutine views for Django projects that are deployed over WSGI.
+
+The public names are loaded when they are first used: importing this package
+imports neither Django's models nor gunicorn.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .application import AsyncDjangoApplication, get_wsgi_application
+    from .bridge import await_, bridged
+    from .placement import keep_on_disconnect, loop_safe, on_thread
+    from .worker import Worker
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "AsyncDjangoApplication",
+    "Worker",
+    "await_",
+    "bridged",
+    "get_wsgi_application",
+    "keep_on_disconnect",
+    "loop_safe",
+    "on_thread",
+]
+
+_HOMES = {
+    "AsyncDjangoApplication": "application",
+    "Worker": "worker",
+    "await_": "bridge",
+    "bridged": "bridge",
+    "get_wsgi_application": "application",
+    "keep_on_disconnect": "placement",
+    "loop_safe": "placement",
+    "on_thread": "placement",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'greenroom' has no attribute {name!r}")
+    value = getattr(import_module(f"greenroom.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

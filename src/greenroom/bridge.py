@@ -1,0 +1,339 @@
+"""Synchronous code that can wait for coroutines without holding a thread.
+
+`run(fn)` is awaited by a coroutine; it runs `fn` in a greenlet. Anywhere below
+`fn`, to any depth, `await_(awaitable)` waits for a coroutine and returns its
+result, while the event loop goes on with other tasks.
+
+Rule 1: **the awaitable is stepped in the child**, that is inside the greenlet.
+`await_` drives it with `send` and `throw` and switches to the parent only with
+what it yields to the loop, a future. So synchronous code that a coroutine calls
+can `await_` again, and an awaitable that never suspends costs no switch.
+(Awaiting in the parent, as is often done, can't nest.)
+
+Rule 2: **one task.** `run` adds no task: `current_task()`, `timeout()`,
+`TaskGroup` and cancellation are those of the awaiting task. The greenlet shares
+the task's context, so context variables are seen and changed both ways.
+
+Rule 3: **the parent is set before every switch.** An eager task's first step
+runs inside whatever greenlet created it, its later ones in the loop's: a parent
+kept from the first step would resume the wrong stack ("Cannot enter into task").
+
+Rule 4: **a bridge belongs to one task.** `await_` looks whether the current
+greenlet's task is the current task, which also catches the first step of an
+eager child task, run inside its creator's greenlet.
+
+Rule 5: **an idle greenlet holds nothing**: no context, no result, no arguments,
+no parent but the thread's own. A `gr_context` left behind keeps a whole request
+alive.
+
+Greenlets are pooled because a new one that runs deep Python code maps a new
+frame stack: 50-60 µs, against about 1 µs for a used one.
+
+Cancellation arrives as `CancelledError` raised by `await_`; `finally` and `with`
+blocks run and may `await_`. Code that swallows it is named in the log.
+
+`await_` in a finaliser is refused: `__del__` and the cyclic garbage collector
+run at any moment inside anybody's greenlet, and what is raised there is lost.
+A weakref callback that runs because the last reference was dropped can't be
+told from an ordinary call; it must not `await_` either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+import logging
+import sys
+import threading
+import types
+from asyncio import CancelledError, current_task
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar, cast
+
+from greenlet import getcurrent, greenlet
+
+from .errors import BridgeError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+logger = logging.getLogger("greenroom.bridge")
+
+# Idle greenlets kept by a thread. One holds about 20 KB (its frame stack).
+MAX_IDLE = 256
+
+
+@types.coroutine
+def run(fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Generator[Any, Any, T]:
+    """Run `fn(*args, **kwargs)` in a greenlet of the current task; return its result.
+
+    To be awaited within a task. Below `fn`, `await_` waits on this task's loop.
+    """
+    task = current_task()
+    if task is None:
+        raise BridgeError("run() was awaited outside of a task: use asyncio.create_task().")
+    pool = _pool()
+    bridge = pool.take()
+    bridge.task = task
+    bridge.parent = parent = getcurrent()
+    bridge.gr_context = parent.gr_context
+    value = bridge.switch(fn, args, kwargs)
+    while not bridge.finished:
+        try:
+            sent = yield value
+        except GeneratorExit as exc:
+            # The task is thrown away: nothing can wait any more.
+            bridge.closing = True
+            bridge.parent = getcurrent()
+            bridge.throw(exc)
+            pool.give(bridge)
+            raise
+        except BaseException as exc:
+            if isinstance(exc, CancelledError):
+                bridge.cancelled_at = _caller_of_await(bridge)
+            bridge.parent = getcurrent()
+            value = bridge.throw(exc)
+        else:
+            bridge.parent = getcurrent()
+            value = bridge.switch(sent)
+    result, error = bridge.result, bridge.error
+    if bridge.cancelled_at is not None and error is None and task.cancelling():
+        logger.warning(
+            "A cancellation was swallowed: CancelledError was raised in %s and did not come "
+            "out. Catch Exception, not BaseException, or raise it again.",
+            bridge.cancelled_at,
+        )
+    pool.give(bridge)
+    if error is not None:
+        try:
+            raise error
+        finally:
+            # The traceback refers to this frame: break the cycle.
+            del error, result, value
+    return cast("T", result)
+
+
+def await_(awaitable: Awaitable[T]) -> T:
+    """Wait for `awaitable` from synchronous code, and return its result.
+
+    Inside a bridge the task suspends and the loop goes on. On a thread that
+    serves a request, the thread is parked while the awaitable runs on the
+    worker's loop. On any other thread it runs on the process's background loop.
+
+    Raises whatever the awaitable raises; `CancelledError` if the request was
+    cancelled; `BridgeError` where nothing can wait: on the loop outside of a
+    bridge of the current task, and in a finaliser.
+    """
+    bridge = getcurrent()
+    if bridge.__class__ is not _Bridge or bridge.task is not current_task():
+        return _await_elsewhere(awaitable)
+    if _collecting == threading.get_ident():
+        raise _refuse(awaitable, _IN_FINALISER)
+    coroutine = awaitable if inspect.iscoroutine(awaitable) else _coroutine(awaitable)
+    send = coroutine.send
+    try:
+        value = send(None)
+    except StopIteration as stop:
+        return cast("T", stop.value)
+    if bridge.closing:
+        coroutine.close()
+        raise BridgeError("await_() can't wait: the task of this bridge was thrown away.")
+    if _in_del():
+        coroutine.close()
+        raise _refuse(None, _IN_FINALISER)
+    while True:
+        try:
+            sent = bridge.parent.switch(value)
+        except BaseException as exc:
+            try:
+                value = coroutine.throw(exc)
+            except StopIteration as stop:
+                return cast("T", stop.value)
+        else:
+            try:
+                value = send(sent)
+            except StopIteration as stop:
+                return cast("T", stop.value)
+
+
+def bridged(fn: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Give a coroutine function a bridge of its own, for use as a child task.
+
+    ``asyncio.gather(bridged(load)(1), bridged(load)(2))``: synchronous code that
+    `load` calls can `await_`, which it can't in a bare child task.
+    """
+
+    @wraps(fn)
+    async def inner(*args: P.args, **kwargs: P.kwargs) -> T:
+        return await run(_call_and_await, fn, args, kwargs)
+
+    return inner
+
+
+def in_bridge() -> bool:
+    """Whether `await_` here would suspend the current task (and block no thread)."""
+    bridge = getcurrent()
+    return bridge.__class__ is _Bridge and bridge.task is current_task()
+
+
+def set_thread_wait(wait: Callable[[Awaitable[Any]], Any] | None) -> None:
+    """Set what `await_` calls on the current thread, which has no running loop."""
+    _thread.wait = wait
+
+
+def thread_wait() -> Callable[[Awaitable[Any]], Any] | None:
+    """What `await_` calls on the current thread, if this thread serves a request."""
+    return getattr(_thread, "wait", None)
+
+
+def set_fallback(wait: Callable[[Awaitable[Any]], Any]) -> None:
+    """Set what `await_` calls on threads that serve no request."""
+    global _fallback
+    _fallback = wait
+
+
+class _Bridge(greenlet):
+    """A pooled greenlet and what it runs at the moment."""
+
+    __slots__ = ("cancelled_at", "closing", "error", "finished", "result", "task")
+
+    task: asyncio.Task[Any] | None
+    result: Any
+    error: BaseException | None
+    finished: bool
+    closing: bool
+    cancelled_at: str | None
+
+    def __init__(self) -> None:
+        super().__init__(_work)
+        self.cancelled_at = self.error = self.result = self.task = None
+        self.finished = self.closing = False
+
+
+def _work(fn: Any, args: Any, kwargs: Any) -> None:
+    bridge = cast("_Bridge", getcurrent())
+    while True:
+        try:
+            bridge.result = fn(*args, **kwargs)
+        except BaseException as exc:
+            bridge.error = exc
+        fn = args = kwargs = None
+        bridge.finished = True
+        fn, args, kwargs = bridge.parent.switch()  # type: ignore[union-attr]
+
+
+class _Pool:
+    """The idle greenlets of one thread: greenlets can't change threads."""
+
+    __slots__ = ("idle", "root")
+
+    def __init__(self) -> None:
+        self.idle: list[_Bridge] = []
+        root = getcurrent()
+        while root.parent is not None:
+            root = root.parent
+        self.root = root
+
+    def take(self) -> _Bridge:
+        return self.idle.pop() if self.idle else _Bridge()
+
+    def give(self, bridge: _Bridge) -> None:
+        bridge.cancelled_at = bridge.error = bridge.result = bridge.task = None
+        bridge.finished = bridge.closing = False
+        if bridge.dead:
+            return
+        bridge.gr_context = None
+        bridge.parent = self.root
+        if len(self.idle) < MAX_IDLE:
+            self.idle.append(bridge)
+
+
+class _Thread(threading.local):
+    pool: _Pool | None = None
+    wait: Callable[[Awaitable[Any]], Any] | None = None
+
+
+_thread = _Thread()
+
+
+def _pool() -> _Pool:
+    pool = _thread.pool
+    if pool is None:
+        pool = _thread.pool = _Pool()
+    return pool
+
+
+def _no_fallback(awaitable: Awaitable[Any]) -> Any:
+    raise _refuse(awaitable, "await_() was called on a thread that has no loop to wait for.")
+
+
+_fallback: Callable[[Awaitable[Any]], Any] = _no_fallback
+
+_IN_FINALISER = (
+    "await_() was called in a finaliser (__del__, or the garbage collector's), which runs at "
+    "any moment inside anybody's code: close the resource in a with block or a finally instead."
+)
+
+
+def _await_elsewhere(awaitable: Awaitable[T]) -> T:
+    """On the loop outside of a bridge: an error. On a thread: its own way to wait."""
+    if asyncio._get_running_loop() is not None:
+        raise _refuse(
+            awaitable,
+            "await_() was called on the event loop outside of a bridge of the current task. In a "
+            "coroutine, use await; for synchronous code in a child task, start the task with "
+            "greenroom.bridged().",
+        )
+    if _collecting == threading.get_ident() or _in_del():
+        raise _refuse(awaitable, _IN_FINALISER)
+    return cast("T", (_thread.wait or _fallback)(awaitable))
+
+
+def _refuse(awaitable: Awaitable[Any] | None, message: str) -> BridgeError:
+    """An error about misuse; logged too, where the raised one would be lost."""
+    if inspect.iscoroutine(awaitable):
+        awaitable.close()
+    if message is _IN_FINALISER:
+        logger.error(message, stack_info=True)
+    return BridgeError(message)
+
+
+async def _coroutine(awaitable: Awaitable[T]) -> T:
+    return await awaitable
+
+
+def _call_and_await(fn: Callable[..., Awaitable[T]], args: Any, kwargs: Any) -> T:
+    return await_(fn(*args, **kwargs))
+
+
+def _in_del() -> bool:
+    frame: types.FrameType | None = sys._getframe(2)
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _caller_of_await(bridge: _Bridge) -> str:
+    frame = bridge.gr_frame
+    while frame is not None and frame.f_code.co_filename == __file__:
+        frame = frame.f_back
+    if frame is None:
+        return "a coroutine"
+    code = frame.f_code
+    return f"{code.co_qualname} ({code.co_filename}:{frame.f_lineno})"
+
+
+# The thread whose cyclic garbage collection is running, if any.
+_collecting: int | None = None
+
+
+def _on_gc(phase: str, info: dict[str, int]) -> None:
+    global _collecting
+    _collecting = threading.get_ident() if phase == "start" else None
+
+
+gc.callbacks.append(_on_gc)

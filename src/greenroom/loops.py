@@ -1,0 +1,146 @@
+"""The lasting event loop of a process, and what belongs to it.
+
+Every loop that serves requests has a `Home`: its threads, and an exit stack for
+what lives as long as the process (clients, pools, the project's lifespan).
+
+Under the worker the loop is the worker's. Everywhere else (another WSGI server,
+a management command, a shell) `background()` makes one, in a daemon thread of the
+process, when it is first needed. It is never shared over a fork: a child makes
+its own. It ends at exit, when its lifespan is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+from asgiref.sync import AsyncToSync
+
+from . import bridge
+from .threads import Threads
+
+T = TypeVar("T")
+
+logger = logging.getLogger("greenroom.loops")
+
+# Threads of the background loop that run at a time: under another WSGI server
+# requests bring their own, and these serve the calls of tasks only.
+BACKGROUND_THREADS = 4
+
+
+class Home:
+    """What one event loop of this process owns."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, threads: Threads) -> None:
+        self.loop = loop
+        self.threads = threads
+        # Left when the loop ends; entered into by whoever has something lasting.
+        self.stack = contextlib.AsyncExitStack()
+        # What the application keeps for this loop, by a key of its own.
+        self.state: dict[Any, Any] = {}
+
+    def register(self) -> None:
+        """Make this the home of its loop, for `current` and for asgiref."""
+        _homes[self.loop] = self
+        AsyncToSync.loop_thread_executors[self.loop] = self.threads.calls  # type: ignore[assignment]
+
+    async def aclose(self) -> None:
+        """Leave the stack, then let the threads end. To be called on the loop."""
+        try:
+            await self.stack.aclose()
+        finally:
+            self.threads.close()
+            _homes.pop(self.loop, None)
+            AsyncToSync.loop_thread_executors.pop(self.loop, None)
+
+
+def current() -> Home | None:
+    """The home of the running loop, if it has one."""
+    loop = asyncio._get_running_loop()
+    return None if loop is None else _homes.get(loop)
+
+
+def background() -> Home:
+    """The home of this process's background loop, which is started if need be."""
+    global _background
+    home = _background
+    if home is None:
+        with _starting:
+            home = _background
+            if home is None:
+                home = _background = _start()
+    return home
+
+
+def wait(awaitable: Awaitable[T]) -> T:
+    """Run `awaitable` on the background loop; wait for it on this thread."""
+    return background().threads.adopt(bridge.await_, awaitable)
+
+
+bridge.set_fallback(wait)
+
+_homes: WeakKeyDictionary[asyncio.AbstractEventLoop, Home] = WeakKeyDictionary()
+_background: Home | None = None
+_thread: threading.Thread | None = None
+_starting = threading.Lock()
+
+
+def _start() -> Home:
+    global _thread
+    loop = asyncio.new_event_loop()
+    home = Home(loop, Threads(loop, limit=BACKGROUND_THREADS))
+    home.register()
+    _thread = threading.Thread(
+        target=_serve, args=(loop,), name="greenroom-background", daemon=True
+    )
+    _thread.start()
+    atexit.register(_stop, home, _thread)
+    return home
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    while True:
+        try:
+            loop.run_forever()
+        except SystemExit:
+            # Of a task that nobody awaits: it must not end the loop of others.
+            logger.exception("SystemExit in a task on the background loop")
+            continue
+        return
+
+
+def _stop(home: Home, thread: threading.Thread) -> None:
+    """Cancel what runs, leave the lifespan, end the loop."""
+    if home is not _background:
+        return
+
+    async def end() -> None:
+        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=5)
+        await home.aclose()
+        home.loop.stop()
+
+    asyncio.run_coroutine_threadsafe(end(), home.loop)
+    thread.join(10)
+    if not thread.is_alive():
+        home.loop.close()
+
+
+def _after_fork() -> None:
+    global _background, _starting
+    _background = None
+    _starting = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)

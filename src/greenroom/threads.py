@@ -1,0 +1,766 @@
+"""The threads on which synchronous code runs, and how it waits for coroutines.
+
+One `Threads` belongs to one loop. Its contract:
+
+Rule 1: **starting is bounded, resuming is not.** At most `limit` threads run
+requests that were begun and do not wait. A thread that waits for a coroutine is
+*parked*: its place is free for another. When the coroutine is done the thread
+goes on at once, above the limit if need be: it may hold a lock in the database
+that the running ones wait for.
+
+Rule 2: **parked threads are bounded too.** Jobs that are known to park (those of
+coroutine views) wait for one of `max_parked` places before they begin, and get
+`Overloaded` after `queue_timeout` seconds. Others may park unforeseen; when
+`max_parked + limit` threads are parked, nothing more is begun. Nothing under way
+ever waits for a place, so pages that call back into their own server can't lock
+it up: the call that finds no place is refused in time.
+
+Rule 3: **a further thread is woken for work that waits**, not for each job: with
+the GIL one thread is fastest for short jobs. A job that was queued for `WAKE`
+seconds gets another thread. Idle threads are woken last in, first out.
+
+Rule 4: **the coroutine that a thread waits for runs in the task that waits for
+the thread.** So a request is one task, whatever the placement. Where that task
+is busy (synchronous code that a coroutine of it sent to a thread, and that waits
+in turn) a task of its own is made, linked as asgiref links its.
+
+Rule 5: **thread-sensitive calls of a coroutine run on the thread that waits for
+it**, one at a time, in order. A `Lane` is where the calls of a coroutine go; a
+context variable tells which, so child tasks find it, and when it has closed
+their calls go to the lane around it: a task may outlive its request. The last
+lane of a request has no thread: its calls run on free ones, in order.
+
+Rule 6: **the context crosses with the control**: context variables, and asgiref's
+`Local` storage (language, time zone, script prefix, urlconf), which is tagged
+with its thread and has to be re-homed. Every job starts from a copy of its
+task's context, so nothing stays behind on a thread for the next request.
+
+Cancelling `run` never abandons a thread. It can't be interrupted: the
+cancellation is delivered where it next waits for a coroutine, and `run` raises it
+when the thread is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import threading
+import time
+from abc import ABC, abstractmethod
+from asyncio import CancelledError, current_task
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context, ContextVar, copy_context
+from functools import partial
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+from asgiref.sync import SyncToAsync, _restore_context
+
+from . import bridge
+from .errors import BridgeError, Overloaded
+
+T = TypeVar("T")
+
+logger = logging.getLogger("greenroom.threads")
+
+# Seconds that a job is queued before another thread is woken for it. Measured
+# with eight threads: at 2 ms they keep the rate of one for a hello-world view,
+# with a lower 99th percentile.
+WAKE = 0.002
+
+_START, _CALL = 0, 1
+
+_lane: ContextVar[Lane | None] = ContextVar("greenroom.lane", default=None)
+
+
+class Then:
+    """What a job returns to be answered early.
+
+    `Threads.run` returns `value` at once, while the thread goes on to run
+    `after()`, whose errors are logged.
+    """
+
+    __slots__ = ("after", "value")
+
+    def __init__(self, value: Any, after: Callable[[], object]) -> None:
+        self.value = value
+        self.after = after
+
+
+class Hold:
+    """What a job returns to keep its thread: `Threads.run` returns a `Held`.
+
+    `close()` is run on the thread when it is let go, exactly once.
+    """
+
+    __slots__ = ("close", "value")
+
+    def __init__(self, value: Any, close: Callable[[], object]) -> None:
+        self.value = value
+        self.close = close
+
+
+class Held:
+    """A thread that was kept by a job, for more calls of the same request."""
+
+    __slots__ = ("_job", "_released", "value")
+
+    def __init__(self, job: _Job, value: Any) -> None:
+        self._job = job
+        self._released = False
+        self.value = value
+
+    async def call(self, fn: Callable[..., T], /, *args: Any) -> T:
+        """Run `fn(*args)` on the thread; one call at a time."""
+        self._job.steps.put((fn, args))
+        return await self._job.drive()  # type: ignore[no-any-return]
+
+    async def release(self) -> None:
+        """Run the job's `close()` on the thread, then let the thread go."""
+        if not self._released:
+            self._released = True
+            self._job.steps.put(None)
+            await self._job.drive()
+
+
+class Threads:
+    """The threads of one loop. All its public methods belong to the loop's thread.
+
+    `limit`: how many jobs run at a time (gunicorn's `threads`).
+    `max_parked`: how many jobs that park are under way at a time.
+    `queue_timeout`: seconds until a job that found no place raises `Overloaded`.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        limit: int,
+        max_parked: int = 40,
+        queue_timeout: float = 30.0,
+    ) -> None:
+        self.loop = loop
+        self.limit = limit
+        self.max_parked = max_parked
+        self.queue_timeout = queue_timeout
+        # Called on a thread after a call that ran there for a lane without one.
+        self.after_call: Callable[[], object] | None = None
+        self.calls = Calls(self)
+        self.tasks: set[asyncio.Task[None]] = set()
+        self._places = asyncio.Semaphore(max_parked)
+        self._lock = threading.Lock()
+        # All below is read and written under the lock.
+        self._queues: tuple[deque[_Job], deque[_Call]] = (deque(), deque())
+        self._running = [0, 0]
+        self._parked = 0
+        self._idle: list[SimpleQueue[_Job | _Call | None]] = []
+        self._made = 0
+        self._closed = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def most(self) -> int:
+        """The most threads that can exist, and so the most connections of an alias."""
+        return 2 * (self.limit + self.max_parked)
+
+    @property
+    def made(self) -> int:
+        """How many threads exist."""
+        return self._made
+
+    async def run(self, fn: Callable[..., Any], /, *args: Any, parks: bool = False) -> Any:
+        """Run `fn(*args)` on a thread, in this task's context, and return its result.
+
+        `parks` says that it is known to wait for a coroutine. Raises `Overloaded`
+        when no place came free in time. If `fn` returns a `Then`, its value is
+        returned early; if a `Hold`, a `Held`.
+        """
+        job = _Job(self, fn, args)
+        if not parks:
+            self._submit(_START, job)
+            return await job.drive()
+        if self._places.locked():
+            try:
+                async with asyncio.timeout(self.queue_timeout):
+                    await self._places.acquire()
+            except TimeoutError:
+                raise self._overloaded() from None
+        else:
+            await self._places.acquire()
+        job.on_end = self._places.release
+        self._submit(_START, job)
+        return await job.drive()
+
+    def adopt(self, fn: Callable[..., T], /, *args: Any) -> T:
+        """Run `fn(*args)` on the calling thread, which is none of ours, as a job.
+
+        What it waits for runs in one task on the loop. To be called from a thread
+        without a running loop.
+        """
+        job = _Job(self, fn, args)
+        job.adopted = True
+        return job.execute_adopted()  # type: ignore[no-any-return]
+
+    def keep(self, coroutine: Coroutine[Any, Any, None], context: Context) -> asyncio.Task[None]:
+        """Start a task and hold it until it is done."""
+        task = self.loop.create_task(coroutine, context=context)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+    def close(self) -> None:
+        """Let idle threads end; running ones end when they are done."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for inbox in idle:
+            inbox.put(None)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    # Which thread runs what. `_claim`, `_may` need the lock.
+
+    def _submit(self, kind: int, item: _Job | _Call) -> None:
+        with self._lock:
+            self._queues[kind].append(item)  # type: ignore[arg-type]
+            if kind == _CALL or self._running[_START] == 0:
+                self._claim_and_wake()
+            waiting = any(self._queues)
+        if waiting:
+            self._arm()
+
+    def withdraw(self, job: _Job) -> bool:
+        """Take a job back; False if it was begun."""
+        with self._lock:
+            if job not in self._queues[_START]:
+                return False
+            self._queues[_START].remove(job)
+            return True
+
+    def _may(self, kind: int) -> bool:
+        bound = self.limit if kind == _START else self.max_parked
+        return self._running[kind] < bound and self._parked < self.max_parked + self.limit
+
+    def _claim(self) -> _Job | _Call | None:
+        for kind in (_CALL, _START):
+            if self._queues[kind] and self._may(kind):
+                self._running[kind] += 1
+                return self._queues[kind].popleft()
+        return None
+
+    def _claim_and_wake(self) -> None:
+        item = self._claim()
+        if item is None:
+            return
+        if self._idle:
+            self._idle.pop().put(item)
+            return
+        self._made += 1
+        threading.Thread(
+            target=self._main, args=(item,), name=f"greenroom-{self._made}", daemon=True
+        ).start()
+
+    def _main(self, item: _Job | _Call | None) -> None:
+        SyncToAsync.threadlocal.main_event_loop = self.loop
+        SyncToAsync.threadlocal.main_event_loop_pid = os.getpid()
+        inbox: SimpleQueue[_Job | _Call | None] = SimpleQueue()
+        while item is not None:
+            kind = item.kind
+            item.execute()
+            del item
+            with self._lock:
+                self._running[kind] -= 1
+                item = self._claim()
+                if any(self._queues) and self._timer is None:
+                    self._soon(self._arm)
+                if item is None:
+                    if self._closed:
+                        break
+                    self._idle.append(inbox)
+            if item is None:
+                item = inbox.get()
+        self._made -= 1
+
+    def _soon(self, fn: Callable[..., object], *args: Any) -> None:
+        try:
+            self.loop.call_soon_threadsafe(fn, *args)
+        except RuntimeError:
+            # The loop is closed: the process ends, nobody is there to be told.
+            logger.debug("A thread ended after its loop.")
+
+    def _arm(self) -> None:
+        if self._timer is None and not self._closed:
+            blocked = self._running[_START] >= self.limit or not self._may(_START)
+            self._timer = self.loop.call_later(0.1 if blocked else WAKE, self._check)
+
+    def _check(self) -> None:
+        self._timer = None
+        expired: list[_Job | _Call] = []
+        now = time.monotonic()
+        with self._lock:
+            if any(queue and now - queue[0].queued >= WAKE for queue in self._queues):
+                self._claim_and_wake()
+            if self._parked >= self.max_parked + self.limit:
+                for queue in self._queues:
+                    while queue and now - queue[0].queued > self.queue_timeout:
+                        expired.append(queue.popleft())
+            waiting = any(self._queues)
+        for item in expired:
+            item.refuse(self._overloaded())
+        if waiting:
+            self._arm()
+
+    def _park(self, kind: int) -> None:
+        with self._lock:
+            self._running[kind] -= 1
+            self._parked += 1
+            if self._running[_START] == 0 or self._queues[_CALL]:
+                self._claim_and_wake()
+
+    def _resume(self, kind: int) -> None:
+        with self._lock:
+            self._parked -= 1
+            self._running[kind] += 1
+
+    def _overloaded(self) -> Overloaded:
+        return Overloaded(
+            f"No place came free within {self.queue_timeout:g} s: {self._parked} threads wait for "
+            f"coroutines. Raise GREENROOM['MAX_PARKED'] (now {self.max_parked}), or make the code "
+            "around the views loop-safe: `manage.py greenroom` names it.",
+            retry_after=max(1, int(self.queue_timeout)),
+        )
+
+
+class Calls:
+    """What asgiref's `sync_to_async` submits thread-sensitive calls to.
+
+    Installed as ``AsyncToSync.loop_thread_executors[loop]``. It is called on the
+    loop's thread and returns an asyncio future, which `run_in_executor` takes.
+    """
+
+    def __init__(self, threads: Threads) -> None:
+        self._threads = threads
+        self._rest = Lane(threads)
+
+    def submit(self, fn: Callable[..., T], /, *args: Any) -> asyncio.Future[T]:
+        lane = _lane.get()
+        while lane is not None and lane.closed:
+            lane = lane.parent
+        return (lane or self._rest).submit(partial(fn, *args) if args else fn)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Nothing: the threads are not asgiref's to end."""
+
+
+class Lane:
+    """The thread-sensitive calls of one coroutine: one at a time, in order."""
+
+    __slots__ = ("_busy", "_queue", "closed", "inbox", "parent", "threads")
+
+    def __init__(
+        self, threads: Threads, inbox: SimpleQueue[Any] | None = None, parent: Lane | None = None
+    ) -> None:
+        self.threads = threads
+        self.inbox = inbox
+        self.parent = parent
+        self.closed = False
+        self._queue: deque[_Call] | None = None
+        self._busy = False
+
+    def submit(self, fn: Callable[[], T]) -> asyncio.Future[T]:
+        call = _Call(self, fn)
+        if self.inbox is not None:
+            self.inbox.put(call)
+        elif self._busy:
+            if self._queue is None:
+                self._queue = deque()
+            self._queue.append(call)
+        else:
+            self._busy = True
+            self.threads._submit(_CALL, call)
+        return call.future
+
+    def next(self) -> None:
+        """Begin the next call; the last one has ended."""
+        if self._queue:
+            self.threads._submit(_CALL, self._queue.popleft())
+        else:
+            self._busy = False
+
+
+def new_lane(threads: Threads) -> Lane:
+    """Give the current context, which is a request's, a lane of its own."""
+    lane = Lane(threads)
+    _lane.set(lane)
+    return lane
+
+
+class _Ask:
+    """An awaitable that a thread waits for, and where the answer goes."""
+
+    __slots__ = ("awaitable", "context", "error", "lane", "result", "task_context")
+
+    def __init__(self, awaitable: Awaitable[Any], lane: Lane) -> None:
+        self.awaitable = awaitable
+        self.lane = lane
+        # asgiref's: the tasks to cancel when the call on this thread is cancelled.
+        self.task_context: list[asyncio.Task[Any]] | None = getattr(
+            SyncToAsync.threadlocal, "task_context", None
+        )
+        self.context = copy_context()
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    async def answer(self) -> None:
+        """Await it, with the thread's context; then let the thread go on."""
+        task = current_task()
+        assert task is not None
+        _restore_context(self.context)
+        token = _lane.set(self.lane)
+        try:
+            self.result = await bridge.run(bridge.await_, self.awaitable)
+        except BaseException as exc:
+            # Raised on the thread, a cancellation too; SystemExit ends the
+            # request there, and not the loop here.
+            self.error = exc
+        _lane.reset(token)
+        self.lane.closed = True
+        self.context = copy_context()
+        assert self.lane.inbox is not None
+        self.lane.inbox.put(self)
+
+
+class _Outcome:
+    """What a job, or a step of one that is held, came to."""
+
+    __slots__ = ("context", "error", "held", "last", "value")
+
+    def __init__(
+        self, value: Any, error: BaseException | None, *, held: bool = False, last: bool = True
+    ) -> None:
+        self.value = value
+        self.error = error
+        self.held = held
+        self.last = last
+        self.context = copy_context()
+
+
+class _Waiter(ABC):
+    """The thread's side of waiting, shared by jobs and calls."""
+
+    __slots__ = ("cancelled_at", "counted", "queued", "threads")
+
+    kind: int
+
+    def __init__(self, threads: Threads) -> None:
+        self.threads = threads
+        self.queued = time.monotonic()
+        self.counted = True
+        self.cancelled_at: str | None = None
+
+    def wait(self, awaitable: Awaitable[T]) -> T:
+        """Park this thread while `awaitable` runs on the loop (`bridge.await_`)."""
+        inbox: SimpleQueue[Any] = SimpleQueue()
+        lane = Lane(self.threads, inbox, _lane.get())
+        ask = _Ask(awaitable, lane)
+        if self.counted:
+            self.threads._park(self.kind)
+        try:
+            self.threads.loop.call_soon_threadsafe(self.deliver, ask)
+        except RuntimeError:
+            if self.counted:
+                self.threads._resume(self.kind)
+            if asyncio.iscoroutine(awaitable):
+                awaitable.close()
+            raise BridgeError("await_() can't wait: the loop of this process is closed.") from None
+        while (item := inbox.get()) is not ask:
+            item.execute()
+            del item
+        if self.counted:
+            self.threads._resume(self.kind)
+        _restore_context(ask.context)
+        if ask.error is None:
+            return ask.result  # type: ignore[no-any-return]
+        if isinstance(ask.error, CancelledError):
+            self.cancelled_at = _caller()
+        try:
+            raise ask.error
+        finally:
+            del ask
+
+    @abstractmethod
+    def deliver(self, message: Any) -> None:
+        """On the loop: take what the thread sent."""
+
+    def spawn(self, ask: _Ask) -> None:
+        """Answer in a task of its own, since the request's is busy."""
+        task = self.threads.keep(ask.answer(), ask.context.copy())
+        tasks = ask.task_context
+        if tasks is not None:
+            tasks.append(task)
+            task.add_done_callback(tasks.remove)
+
+
+class _Job(_Waiter):
+    """One run of synchronous code on a thread, and the task that awaits it."""
+
+    __slots__ = (
+        "_driving",
+        "_inbox",
+        "_waiter",
+        "adopted",
+        "args",
+        "context",
+        "fn",
+        "on_end",
+        "steps",
+    )
+
+    kind = _START
+
+    def __init__(self, threads: Threads, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        super().__init__(threads)
+        self.fn = fn
+        self.args = args
+        self.context = copy_context()
+        self.on_end: Callable[[], object] | None = None
+        self.adopted = False
+        self.steps: SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]] | None] = SimpleQueue()
+        self._inbox: deque[Any] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._driving = True
+
+    # On the loop.
+
+    async def drive(self) -> Any:
+        """Await what the thread asks for, until it has a result."""
+        task = current_task()
+        assert task is not None
+        cancelled: CancelledError | None = None
+        self._driving = True
+        while True:
+            if not self._inbox:
+                self._waiter = self.threads.loop.create_future()
+                try:
+                    await self._waiter
+                except CancelledError as exc:
+                    if self.threads.withdraw(self):
+                        self._ended()
+                        raise
+                    task.uncancel()
+                    cancelled = exc
+                finally:
+                    self._waiter = None
+                continue
+            message = self._inbox.popleft()
+            if isinstance(message, _Outcome):
+                break
+            if cancelled is not None:
+                task.cancel(*cancelled.args)
+                cancelled = None
+            await message.answer()
+        self._driving = False
+        _restore_context(message.context)
+        if message.last:
+            self._ended()
+        if message.held:
+            held = Held(self, message.value)
+            if cancelled is None:
+                return held
+            await held.release()
+        if cancelled is not None:
+            raise cancelled
+        if message.error is not None:
+            try:
+                raise message.error
+            finally:
+                del message
+        return message.value
+
+    def _ended(self) -> None:
+        if self.on_end is not None:
+            self.on_end()
+            self.on_end = None
+
+    def deliver(self, message: Any) -> None:
+        if self.adopted:
+            self._deliver_adopted(message)
+        elif self._driving:
+            self._inbox.append(message)
+            if self._waiter is not None and not self._waiter.done():
+                self._waiter.set_result(None)
+        else:
+            self.spawn(message)
+
+    def refuse(self, error: BaseException) -> None:
+        """End the job, which was not begun."""
+        self.deliver(_Outcome(None, error))
+
+    def _deliver_adopted(self, message: Any) -> None:
+        self._inbox.append(message)
+        if self._waiter is not None:
+            if not self._waiter.done():
+                self._waiter.set_result(None)
+        elif isinstance(message, _Ask):
+            self.threads.keep(self._drive_adopted(), message.context.copy())
+
+    async def _drive_adopted(self) -> None:
+        """Answer all that an adopted thread asks for, in one task."""
+        while True:
+            while self._inbox:
+                message = self._inbox.popleft()
+                if not isinstance(message, _Ask):
+                    return
+                self._waiter = self.threads.loop.create_future()
+                await message.answer()
+            self._waiter = self.threads.loop.create_future()
+            if self._inbox:
+                continue
+            try:
+                await self._waiter
+            except CancelledError:
+                # The loop ends; a thread that asks again gets this at once.
+                self._waiter = None
+                raise
+
+    # On the thread.
+
+    def execute(self) -> None:
+        bridge.set_thread_wait(self.wait)
+        SyncToAsync.threadlocal.task_context = None
+        try:
+            self.context.run(self._execute)
+        finally:
+            bridge.set_thread_wait(None)
+
+    def execute_adopted(self) -> Any:
+        local = SyncToAsync.threadlocal
+        before = bridge.thread_wait(), getattr(local, "task_context", None)
+        self.counted = False
+        bridge.set_thread_wait(self.wait)
+        local.task_context = None
+        try:
+            return self.fn(*self.args)
+        finally:
+            bridge.set_thread_wait(before[0])
+            local.task_context = before[1]
+            self.threads._soon(self.deliver, _Outcome(None, None))
+
+    def _execute(self) -> None:
+        _restore_context(self.context)
+        outcome = self._attempt(self.fn, self.args)
+        self.fn = self.args = None  # type: ignore[assignment]
+        result = outcome.value
+        if isinstance(result, Hold):
+            self._serve(result)
+        elif isinstance(result, Then):
+            outcome.value = result.value
+            self.threads._soon(self.deliver, outcome)
+            del outcome
+            try:
+                result.after()
+            except BaseException:
+                logger.exception("An error after the answer to a request")
+        else:
+            self.threads._soon(self.deliver, outcome)
+
+    def _serve(self, hold: Hold) -> None:
+        """Run what the request still calls on this thread, until it is let go."""
+        self.threads._soon(self.deliver, _Outcome(hold.value, None, held=True, last=False))
+        while (step := self._next_step()) is not None:
+            outcome = self._attempt(*step)
+            outcome.last = False
+            self.threads._soon(self.deliver, outcome)
+            del step, outcome
+        self.threads._soon(self.deliver, self._attempt(hold.close, ()))
+
+    def _next_step(self) -> tuple[Callable[..., Any], tuple[Any, ...]] | None:
+        self.threads._park(self.kind)
+        try:
+            return self.steps.get()
+        finally:
+            self.threads._resume(self.kind)
+
+    def _attempt(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> _Outcome:
+        try:
+            result = fn(*args)
+        except BaseException as exc:
+            return _Outcome(None, exc)
+        if self.cancelled_at is not None:
+            logger.warning(
+                "A cancellation was swallowed: CancelledError was raised in %s and did not come "
+                "out. Catch Exception, not BaseException, or raise it again.",
+                self.cancelled_at,
+            )
+        return _Outcome(result, None)
+
+
+class _Call(_Waiter):
+    """One thread-sensitive call of a coroutine, and the future that awaits it."""
+
+    __slots__ = ("fn", "future", "lane")
+
+    kind = _CALL
+
+    def __init__(self, lane: Lane, fn: Callable[[], Any]) -> None:
+        super().__init__(lane.threads)
+        self.fn = fn
+        self.lane = lane
+        self.future: asyncio.Future[Any] = lane.threads.loop.create_future()
+
+    def deliver(self, message: Any) -> None:
+        """The request's task is busy: it awaits this call, or its sibling.
+
+        asgiref cancels what is in the list that it keeps for the call.
+        """
+        self.spawn(message)
+
+    def refuse(self, error: BaseException) -> None:
+        """End the call, which was not begun."""
+        self._end(None, error)
+
+    def execute(self) -> None:
+        # On a parked thread the job is counted, not its calls.
+        self.counted = self.lane.inbox is None
+        local = SyncToAsync.threadlocal
+        before = bridge.thread_wait(), getattr(local, "task_context", None)
+        bridge.set_thread_wait(self.wait)
+        result = error = None
+        try:
+            if not self.future.cancelled():
+                result = self.fn()
+        except BaseException as exc:
+            error = exc
+        finally:
+            bridge.set_thread_wait(before[0])
+            local.task_context = before[1]
+        if self.lane.inbox is None and self.threads.after_call is not None:
+            try:
+                self.threads.after_call()
+            except Exception:
+                logger.exception("An error after a call on a thread")
+        self.fn = None  # type: ignore[assignment]
+        self.threads._soon(self._end, result, error)
+
+    def _end(self, result: Any, error: BaseException | None) -> None:
+        if not self.future.cancelled():
+            if error is None:
+                self.future.set_result(result)
+            elif isinstance(error, StopIteration):
+                self.future.set_exception(RuntimeError("synchronous code raised StopIteration"))
+            else:
+                self.future.set_exception(error)
+        if self.lane.inbox is None:
+            self.lane.next()
+
+
+def _caller() -> str:
+    """Where `await_` was called, seen from `_Waiter.wait`."""
+    frame = sys._getframe(2)
+    while frame.f_back is not None and frame.f_code.co_filename in (__file__, bridge.__file__):
+        frame = frame.f_back
+    code = frame.f_code
+    return f"{code.co_qualname} ({code.co_filename}:{frame.f_lineno})"
