@@ -1,0 +1,120 @@
+"""The settings of a site that runs on one's own machine, with nothing but Django in front.
+
+From the environment: PORT, MONTAGE_UPSTREAM, MONTAGE_DATABASE, MONTAGE_SECRET_KEY, DJANGO_DEBUG.
+"""
+
+import os
+from pathlib import Path
+
+import django
+
+from .secret import secret_key
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+# Off even here: Django's debug mode remembers every query, and what is measured ought to be
+# what would be deployed.
+DEBUG = os.environ.get("DJANGO_DEBUG") == "1"
+SECRET_KEY = os.environ.get("MONTAGE_SECRET_KEY") or secret_key(BASE_DIR / ".secret_key")
+ALLOWED_HOSTS = ["127.0.0.1", "localhost", "[::1]"]
+
+INSTALLED_APPS = [
+    "greenroom",
+    "montage",
+    "montage.apps.MontageAdminConfig",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+]
+
+GREENROOM = {"LIFESPAN": "montage.lifespan.lifespan"}
+
+# Where the pages find the services that they compose: this very server. It is a setting and
+# never made from the request's Host header: whoever sends a request could otherwise choose
+# where the server sends its own ones. gunicorn.conf.py sets the variable to what it bound.
+MONTAGE_UPSTREAM = os.environ.get(
+    "MONTAGE_UPSTREAM", f"http://127.0.0.1:{os.environ.get('PORT', '8000')}"
+)
+MONTAGE_TIMEOUT = 2.0  # seconds that a page waits for one service
+
+# Sessions, log-in and the event loop.
+#
+# Middlewares that only compute run on the event loop around a coroutine view. One that reads the
+# database would move *every* coroutine view of the site onto a thread, for the sake of the few
+# pages behind a log-in. So:
+#
+# - Sessions and messages are kept in signed cookies, which need no I/O. The price: a session
+#   holds no secrets (its user can read it), and log-out makes the browser forget the cookie
+#   but cannot revoke a copy of it; a new password does. Django's docs say more:
+#   https://docs.djangoproject.com/en/stable/topics/http/sessions/#using-cookie-based-sessions
+# - `request.user` comes from the database. AuthenticationMiddleware is therefore not in this
+#   list: the admin site, which alone wants it, wraps its own views in it (adminsite.py).
+#   The admin's check E408 looks for it in this list only, so it is silenced; tests/demo
+#   holds what E408 stands for: strangers are refused, log-in and log-out work.
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
+SESSION_COOKIE_AGE = 8 * 60 * 60
+MESSAGE_STORAGE = "django.contrib.messages.storage.cookie.CookieStorage"
+SILENCED_SYSTEM_CHECKS = ["admin.E408"]
+
+if django.VERSION >= (6, 0):
+    # Nothing comes from elsewhere and nothing is inline, here or in the admin.
+    MIDDLEWARE.insert(1, "django.middleware.csp.ContentSecurityPolicyMiddleware")
+    SECURE_CSP = {
+        "default-src": ["'self'"],
+        "img-src": ["'self'", "data:"],
+        "base-uri": ["'none'"],
+        "object-src": ["'none'"],
+        "form-action": ["'self'"],
+        "frame-ancestors": ["'none'"],
+    }
+
+ROOT_URLCONF = "montage.urls"
+STATIC_URL = "/static/"
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    },
+]
+
+DATABASES = {
+    "default": {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": os.environ.get("MONTAGE_DATABASE") or BASE_DIR / "montage.sqlite3",
+    }
+}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+USE_I18N = False
+TIME_ZONE = "UTC"
+USE_TZ = True
+
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"plain": {"format": "{levelname} {name}: {message}", "style": "{"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "plain"}},
+    "loggers": {
+        "montage": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
+        # Without this, an error would be mailed to nobody and shown nowhere while DEBUG is off.
+        "django": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
+    },
+}
