@@ -12,7 +12,7 @@ class TileInline(admin.TabularInline):
 @admin.register(Board)
 class BoardAdmin(admin.ModelAdmin):
     list_display = ["name", "slug", "is_default", "services"]
-    prepopulated_fields = {"slug": ["name"]}  # noqa: RUF012
+    prepopulated_fields = {"slug": ["name"]}
     readonly_fields = ["is_default"]
     inlines = [TileInline]
     actions = ["make_default"]

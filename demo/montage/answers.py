@@ -11,7 +11,6 @@ import httpx
 from django.conf import settings
 
 from .models import Tile
-from .upstreams import SERVICES, Service
 
 
 @dataclass(frozen=True)
@@ -22,10 +21,6 @@ class Answer:
     ended: float
     data: dict | None = None
     error: str = ""
-
-    @property
-    def service(self) -> Service:
-        return SERVICES[self.tile.service]
 
     @property
     def took(self) -> float:

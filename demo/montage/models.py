@@ -41,5 +41,9 @@ class Tile(models.Model):
             models.UniqueConstraint(fields=["board", "service"], name="a_service_once_a_board")
         ]
 
+    @property
+    def details(self):
+        return SERVICES[self.service]
+
     def __str__(self):
         return self.title or self.get_service_display()

@@ -44,3 +44,14 @@ def score(answers, took, other_spans, longest):
             }
         )
     return lanes
+
+
+def expected(services):
+    """The two ways as they would be with no overhead: a lane a service, in percent of the sum."""
+    services = list(services)
+    total = sum(service.latency for service in services)
+    lanes, begins = [], 0
+    for service in services:
+        lanes.append({"x": 100 * begins / total, "width": 100 * service.latency / total})
+        begins += service.latency
+    return lanes

@@ -55,12 +55,12 @@ async def upstream(request, name):
 
 
 def _hills():
-    """Four ridges, each a polyline of a 320 x 160 picture."""
+    """Four ridges, each a polyline of a 320 x 90 picture."""
     chance = random.Random("montage")
     ridges = []
     for depth in range(4):
-        base, height = 84 + 22 * depth, 20 - 3 * depth
-        waves = [(chance.uniform(0.008, 0.03), chance.uniform(0, 6.3)) for _ in range(3)]
+        base, height = 46 + 11 * depth, 15 - 2.5 * depth
+        waves = [(chance.uniform(0.01, 0.035), chance.uniform(0, 6.3)) for _ in range(3)]
         points = [
             (x, round(base + height * sum(math.sin(x * f + p) for f, p in waves) / 2, 1))
             for x in range(0, 321, 8)

@@ -1,6 +1,7 @@
 from django.contrib import admin
 from django.contrib.staticfiles.views import serve
 from django.urls import path
+from django.views.generic import RedirectView
 
 from . import views
 from .counters import counted
@@ -19,6 +20,7 @@ urlpatterns = [
     path("hello/sync/", views.hello_sync, name="hello-sync"),
     path("upstream/<slug:name>/", counted(upstream), name="upstream"),
     path("admin/", admin.site.urls),
+    path("favicon.ico", RedirectView.as_view(url="/static/montage/icon.svg")),
     # Elsewhere a proxy or WhiteNoise serves these. Here one process has to be everything, with
     # DEBUG off and the admin's own files among them; "insecure" is Django's word for doing so.
     path("static/<path:path>", serve, {"insecure": True}),

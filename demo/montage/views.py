@@ -20,7 +20,8 @@ logger = logging.getLogger(__name__)
 
 
 async def home(request):
-    return render(request, "montage/home.html", {"status": counters.status()})
+    context = {"status": counters.status(), "lanes": timings.expected(SERVICES.values())}
+    return render(request, "montage/home.html", context)
 
 
 @never_cache
@@ -73,7 +74,8 @@ async def _stream(request, page, tiles):
     A tile's class names its place, so the style sheet puts it where it belongs in whatever order
     they come: no script takes part.
     """
-    head, tail = page.split("<!-- tiles -->")
+    head, rest = page.split("<!-- tiles -->")
+    end_of_tiles, tail = rest.split("<!-- total -->")
     asking = Asking(_trouble(request))
     client = request.lifespan.client
     with counters.counting("requests"):
@@ -86,8 +88,8 @@ async def _stream(request, page, tiles):
             for place, arrival in enumerate(asyncio.as_completed(tasks), 1):
                 context = {"answer": await arrival, "place": place}
                 yield render_to_string("montage/tile.html", context)
-            yield render_to_string("montage/streamed.html", {"took": asking.elapsed()})
-            yield tail
+            total = render_to_string("montage/streamed.html", {"took": asking.elapsed()})
+            yield end_of_tiles + total + tail
         finally:
             # The client may have left: then nobody wants the rest.
             for task in tasks:

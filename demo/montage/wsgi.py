@@ -2,6 +2,6 @@ import os
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "montage.settings")
 
-from greenroom import AsyncDjangoApplication  # noqa: E402
+from greenroom import AsyncDjangoApplication
 
 application = AsyncDjangoApplication()
