@@ -1,0 +1,98 @@
+import asyncio
+import json
+import re
+import time
+from itertools import pairwise
+
+import httpx
+
+ARRIVED = re.compile(r'<li class="tile slot-\d+ (\w+).*?</span>\s*([\d.]+)&nbsp;s', re.DOTALL)
+
+
+def test_tiles_come_as_they_arrive(client):
+    started = time.monotonic()
+    pieces = []
+    with client.stream("GET", "/montage/stream/") as response:
+        assert response.status_code == 200
+        assert "content-length" not in response.headers
+        pieces = [(time.monotonic() - started, text) for text in response.iter_text()]
+    page = "".join(text for _, text in pieces)
+
+    # Each service twice: its empty place, then its tile. The page's head is there at once.
+    assert page.count('class="empty') == 12
+    first_at, first = pieces[0]
+    assert "As they arrive" in first
+    assert 'class="tile' not in first
+    with_tiles = [at for at, text in pieces if 'class="tile' in text]
+    assert len(with_tiles) > 6
+    assert with_tiles[-1] - with_tiles[0] > 0.6
+    assert with_tiles[-1] - first_at > 0.8
+
+    arrived = ARRIVED.findall(page)
+    assert len(arrived) == 12
+    times = [float(took) for _, took in arrived]
+    assert times == sorted(times)
+    assert arrived[0][0] == "currency"
+    assert page.index("All sent after") > page.index("</ol>")
+
+
+def test_stream_with_trouble(client):
+    page = client.get("/montage/stream/?board=on-the-way&fail=tide&slow=air").text
+    assert "It answered with status 503." in page
+    assert "No answer within 2 seconds." in page
+    assert page.count('<li class="tile') == 5
+
+
+def test_leaving_a_stream_ends_its_requests(client):
+    with client.stream("GET", "/montage/stream/?slow=air") as response:
+        next(response.iter_raw())
+    _eventually(client, lambda status: status["requests"] == 0)
+
+
+def test_clock_ticks_and_knows_when_one_leaves(site, client):
+    before = client.get("/status").json()["listeners"]
+    ticks = []
+    with site.client() as listener, listener.stream("GET", "/clock/events") as response:
+        assert response.headers["content-type"] == "text/event-stream"
+        lines = response.iter_lines()  # kept, for the response is closed with it
+        for line in lines:
+            if line.startswith("data: "):
+                ticks.append((time.monotonic(), json.loads(line.removeprefix("data: "))))
+            if len(ticks) == 4:
+                break
+        assert client.get("/status").json()["listeners"] == before + 1
+    assert [tick["tick"] for _, tick in ticks] == [1, 2, 3, 4]
+    gaps = [later - earlier for (earlier, _), (later, _) in pairwise(ticks[1:])]
+    assert all(0.5 < gap < 1.5 for gap in gaps)
+    _eventually(client, lambda status: status["listeners"] == before)
+    assert re.search(r"clock: a client left after [4-6] ticks", site.log.read_text())
+
+
+def test_two_hundred_that_wait_take_no_threads(site, client):
+    async def crowd():
+        async with site.async_client(limits=httpx.Limits(max_connections=None)) as crowd:
+            await crowd.get("/hello/now/")
+            before = (await crowd.get("/status")).json()["threads"]
+            started = time.monotonic()
+            waiting = [asyncio.create_task(crowd.get("/hello/")) for _ in range(200)]
+            await asyncio.sleep(0.7)
+            during = (await crowd.get("/status")).json()
+            answers = await asyncio.gather(*waiting)
+            return before, during, answers, time.monotonic() - started
+
+    before, during, answers, took = asyncio.run(crowd())
+    assert [answer.text for answer in answers] == ["Hello world!"] * 200
+    assert during["requests"] > 100
+    assert during["threads"] <= before
+    assert client.get("/status").json()["threads"] <= before
+    assert took < 4
+
+
+def _eventually(client, condition, seconds=5):
+    deadline = time.monotonic() + seconds
+    while True:
+        status = client.get("/status").json()
+        if condition(status):
+            return
+        assert time.monotonic() < deadline, status
+        time.sleep(0.05)
