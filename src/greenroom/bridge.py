@@ -98,7 +98,7 @@ def run(fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Generator[Any, An
         else:
             bridge.parent = getcurrent()
             value = bridge.switch(sent)
-    result, error = bridge.result, bridge.error
+    result, error = bridge.result, bridge.failure
     if bridge.cancelled_at is not None and error is None and task.cancelling():
         logger.warning(
             "A cancellation was swallowed: CancelledError was raised in %s and did not come "
@@ -145,7 +145,7 @@ def await_(awaitable: Awaitable[T]) -> T:
         raise _refuse(None, _IN_FINALISER)
     while True:
         try:
-            sent = bridge.parent.switch(value)
+            sent = bridge.parent.switch(value)  # type: ignore[union-attr]
         except BaseException as exc:
             try:
                 value = coroutine.throw(exc)
@@ -197,18 +197,18 @@ def set_fallback(wait: Callable[[Awaitable[Any]], Any]) -> None:
 class _Bridge(greenlet):
     """A pooled greenlet and what it runs at the moment."""
 
-    __slots__ = ("cancelled_at", "closing", "error", "finished", "result", "task")
+    __slots__ = ("cancelled_at", "closing", "failure", "finished", "result", "task")
 
     task: asyncio.Task[Any] | None
     result: Any
-    error: BaseException | None
+    failure: BaseException | None
     finished: bool
     closing: bool
     cancelled_at: str | None
 
     def __init__(self) -> None:
         super().__init__(_work)
-        self.cancelled_at = self.error = self.result = self.task = None
+        self.cancelled_at = self.failure = self.result = self.task = None
         self.finished = self.closing = False
 
 
@@ -218,7 +218,7 @@ def _work(fn: Any, args: Any, kwargs: Any) -> None:
         try:
             bridge.result = fn(*args, **kwargs)
         except BaseException as exc:
-            bridge.error = exc
+            bridge.failure = exc
         fn = args = kwargs = None
         bridge.finished = True
         fn, args, kwargs = bridge.parent.switch()  # type: ignore[union-attr]
@@ -240,7 +240,7 @@ class _Pool:
         return self.idle.pop() if self.idle else _Bridge()
 
     def give(self, bridge: _Bridge) -> None:
-        bridge.cancelled_at = bridge.error = bridge.result = bridge.task = None
+        bridge.cancelled_at = bridge.failure = bridge.result = bridge.task = None
         bridge.finished = bridge.closing = False
         if bridge.dead:
             return

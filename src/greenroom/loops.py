@@ -18,10 +18,10 @@ import logging
 import os
 import threading
 from collections.abc import Awaitable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
-from asgiref.sync import AsyncToSync
+from asgiref.sync import AsyncToSync, SyncToAsync
 
 from . import bridge
 from .threads import Threads
@@ -79,9 +79,16 @@ def background() -> Home:
     return home
 
 
+def of_thread() -> Home:
+    """The home whose loop answers what this thread waits for."""
+    loop = getattr(SyncToAsync.threadlocal, "main_event_loop", None)
+    home = _homes.get(loop) if loop is not None else None
+    return home if home is not None and bridge.thread_wait() is not None else background()
+
+
 def wait(awaitable: Awaitable[T]) -> T:
     """Run `awaitable` on the background loop; wait for it on this thread."""
-    return background().threads.adopt(bridge.await_, awaitable)
+    return cast("T", background().threads.adopt(bridge.await_, awaitable))
 
 
 bridge.set_fallback(wait)

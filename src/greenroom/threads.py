@@ -235,9 +235,10 @@ class Threads:
     def withdraw(self, job: _Job) -> bool:
         """Take a job back; False if it was begun."""
         with self._lock:
-            if job not in self._queues[_START]:
+            try:
+                self._queues[0].remove(job)
+            except ValueError:
                 return False
-            self._queues[_START].remove(job)
             return True
 
     def _may(self, kind: int) -> bool:

@@ -1,0 +1,16 @@
+"""The Django app: applies the patches, registers the checks."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+
+
+class GreenroomConfig(AppConfig):
+    name = "greenroom"
+    verbose_name = "Greenroom"
+
+    def ready(self) -> None:
+        from . import checks, patches
+
+        patches.apply()
+        checks.register()

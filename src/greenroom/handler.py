@@ -1,0 +1,315 @@
+"""Django's request cycle with coroutine views, as synchronous code.
+
+`Handler.get_response(request)` is Django's own, for both placements: on a thread
+it runs as it always did; on the loop it runs in a bridge. Where it meets a
+coroutine (a view, a middleware, an error handler) it calls `await_`, which parks
+the thread or suspends the task.
+
+What the placement foresaw is a hint. A plain view that turns up on the loop (a
+middleware changed the URLconf or the language) is run on a thread; so is what
+may query the database: deferred rendering, `ATOMIC_REQUESTS`. Error responses
+and log records are made off the loop: they render templates, read source files
+and send mail.
+
+Django's converter of exceptions catches `Exception`. A cancellation or
+`SystemExit` passes through all middlewares, and `close_unanswered` then does what
+the response's `close()` would have done.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from functools import update_wrapper
+from typing import Any, ParamSpec, TypeVar
+
+from asgiref.sync import iscoroutinefunction, sync_to_async
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured, MiddlewareNotUsed
+from django.core.handlers.base import BaseHandler
+from django.core.handlers.exception import response_for_exception
+from django.core.signals import request_finished
+from django.db import transaction
+from django.http import HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
+from django.urls import ResolverMatch, get_resolver, set_urlconf
+from django.utils.log import log_response
+from django.utils.module_loading import import_string
+from django.utils.translation import get_language
+
+from . import conf
+from .bridge import await_, in_bridge, run
+from .errors import Overloaded, ViewError
+from .placement import Judge, atomic_aliases, is_coroutine_view
+
+P = ParamSpec("P")
+T = TypeVar("T")
+GetResponse = Callable[[HttpRequest], HttpResponseBase]
+
+logger = logging.getLogger("django.request")
+
+_RESPONSE = "_greenroom_response"
+_HINT = "_greenroom_hint"
+# Present on a request whose synchronous code runs on the loop.
+ON_LOOP = "_greenroom_on_loop"
+
+
+class Handler(BaseHandler):
+    """The middleware chain and what is inside it.
+
+    `judge` decides the placement of its views.
+    """
+
+    judge: Judge
+
+    def load_middleware(self, is_async: bool = False) -> None:
+        """Build the chain from ``settings.MIDDLEWARE``.
+
+        It is synchronous whatever `is_async` says: a coroutine middleware is
+        called through `await_`.
+        """
+        self._view_middleware: list[Any] = []
+        self._template_response_middleware: list[Any] = []
+        self._exception_middleware: list[Any] = []
+        used = []
+        handler = _converted(self._get_response, "the view")
+        for path in reversed(settings.MIDDLEWARE):
+            factory = import_string(path)
+            can_sync = getattr(factory, "sync_capable", True)
+            if not can_sync and not getattr(factory, "async_capable", False):
+                raise RuntimeError(
+                    f"Middleware {path} must have at least one of "
+                    "sync_capable/async_capable set to True."
+                )
+            try:
+                middleware = factory(handler if can_sync else _as_coroutine_function(handler))
+            except MiddlewareNotUsed as exc:
+                if settings.DEBUG:
+                    said = f"({path!r}): {exc}" if str(exc) else f": {path!r}"
+                    logger.debug("MiddlewareNotUsed%s", said)
+                continue
+            if middleware is None:
+                raise ImproperlyConfigured(f"Middleware factory {path} returned None.")
+            for name, hooks in (
+                ("process_view", self._view_middleware),
+                ("process_template_response", self._template_response_middleware),
+                ("process_exception", self._exception_middleware),
+            ):
+                if hasattr(middleware, name):
+                    hooks.append(_as_function(getattr(middleware, name)))
+            handler = _converted(middleware if can_sync else _as_function(middleware), path)
+            used.append((path, factory))
+        self._view_middleware.reverse()
+        self.judge = Judge(used[::-1])
+        # Set last: Django takes it for the sign that all is loaded.
+        self._middleware_chain = handler
+
+    def get_response(self, request: HttpRequest) -> HttpResponseBase:
+        """The response to `request`. To be called in a bridge, or on a thread."""
+        set_urlconf(settings.ROOT_URLCONF)
+        response: HttpResponseBase = self._middleware_chain(request)
+        response._resource_closers.append(request.close)  # type: ignore[attr-defined]
+        if response.status_code >= 400:
+            off_loop(
+                log_response,
+                "%s: %s",
+                response.reason_phrase,
+                request.path,
+                response=response,  # type: ignore[arg-type]
+                request=request,
+            )
+        return response
+
+    def resolve_request(self, request: HttpRequest) -> ResolverMatch:
+        """The match for the request, which the placement has perhaps found already."""
+        hint = request.__dict__.pop(_HINT, None)
+        if (
+            hint is not None
+            and not hasattr(request, "urlconf")
+            and hint[:2] == (request.path_info, get_language())
+        ):
+            match: ResolverMatch = hint[2]
+            request.resolver_match = match
+        else:
+            match = super().resolve_request(request)
+        if getattr(match.func, "_greenroom_keep", not conf.settings().cancel_on_disconnect):
+            request.META["coroutine_wsgi.cancel_on_disconnect"] = False
+        return match
+
+    def _get_response(self, request: HttpRequest) -> HttpResponseBase:
+        response: Any = None
+        view, args, kwargs = self.resolve_request(request)
+        for hook in self._view_middleware:
+            response = hook(request, view, args, kwargs)
+            if response:
+                break
+        if response is None:
+            try:
+                response = self._call_view(view, request, args, kwargs)
+            except Exception as exc:
+                response = self.process_exception_by_middleware(exc, request)
+                if response is None:
+                    raise
+        self.check_response(response, view)
+        setattr(request, _RESPONSE, response)
+        if hasattr(response, "render") and callable(response.render):
+            response = self._render(request, response)
+            setattr(request, _RESPONSE, response)
+        return response  # type: ignore[no-any-return]
+
+    def _call_view(self, view: Any, request: HttpRequest, args: Any, kwargs: Any) -> Any:
+        if not in_bridge():
+            return _as_plain_view(view)(request, *args, **kwargs)
+        if is_coroutine_view(view) and not self.judge.of_view(view):
+            return _settle(view, view(request, *args, **kwargs))
+        return off_loop(self._call_view, view, request, args, kwargs)
+
+    def _render(self, request: HttpRequest, response: Any) -> Any:
+        for hook in self._template_response_middleware:
+            response = hook(request, response)
+            name = f"{type(hook.__self__).__name__}.process_template_response"
+            self.check_response(response, hook, name=name)
+        try:
+            if iscoroutinefunction(response.render):
+                return await_(response.render())
+            return off_loop(response.render)
+        except Exception as exc:
+            answer = self.process_exception_by_middleware(exc, request)
+            if answer is None:
+                raise
+            return answer
+
+
+def set_hint(request: HttpRequest, path_info: str, match: ResolverMatch | None) -> None:
+    """Spare the request a second look-up of its view, if nothing changes before it."""
+    if match is not None:
+        setattr(request, _HINT, (path_info, get_language(), match))
+
+
+def find(path_info: str) -> ResolverMatch:
+    """The match for a path in the project's URLconf. Raises `Resolver404`."""
+    return get_resolver(settings.ROOT_URLCONF).resolve(path_info)
+
+
+def close_unanswered(request: HttpRequest | None, sender: type) -> None:
+    """End a request that got no response: send `request_finished`, close its files.
+
+    If the view had made a response, it is closed, which does both.
+    """
+    response = getattr(request, _RESPONSE, None)
+    if response is not None:
+        response._handler_class = sender
+        response._resource_closers.append(request.close)  # type: ignore[union-attr]
+        response.close()
+        return
+    try:
+        if request is not None:
+            request.close()
+    finally:
+        request_finished.send(sender=sender)
+
+
+def off_loop(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call `fn` on a thread if this is the loop's, with the context and `exc_info`."""
+    if in_bridge():
+        return await_(sync_to_async(fn)(*args, **kwargs))
+    return fn(*args, **kwargs)
+
+
+def _converted(get_response: GetResponse, name: str) -> GetResponse:
+    """Make a response of every exception, and an exception of every None.
+
+    What Django's `convert_exception_to_response` does, off the loop, and with
+    the middleware's name in the error.
+    """
+
+    def inner(request: HttpRequest) -> HttpResponseBase:
+        try:
+            response = get_response(request)
+            if response is None:
+                raise ValueError(
+                    f"The middleware {name} didn't return an HttpResponse object. It returned "
+                    "None instead."
+                )
+        except Overloaded as exc:
+            response = HttpResponse(status=503, headers={"Retry-After": str(exc.retry_after)})
+            logger.warning("%s: %s", exc, request.path, extra={"request": request})
+        except Exception as exc:
+            response = off_loop(response_for_exception, request, exc)
+        return response
+
+    return update_wrapper(inner, get_response)
+
+
+def _as_coroutine_function(handler: GetResponse) -> Any:
+    """`handler` as the `get_response` of a middleware that is a coroutine."""
+
+    async def get_response(request: HttpRequest) -> HttpResponseBase:
+        if in_bridge():
+            # Called by the coroutine that is stepped in this very bridge.
+            if _on_loop(request):
+                return handler(request)
+        elif _on_loop(request):
+            return await run(handler, request)
+        return await sync_to_async(handler)(request)
+
+    return update_wrapper(get_response, handler)
+
+
+def _on_loop(request: HttpRequest) -> bool:
+    return ON_LOOP in request.__dict__
+
+
+def _as_function(fn: Any) -> Any:
+    """A coroutine function as a plain one; anything else as it is."""
+    if not iscoroutinefunction(fn) and not iscoroutinefunction(getattr(fn, "__call__", None)):  # noqa: B004
+        return fn
+
+    def plain(*args: Any) -> Any:
+        return await_(fn(*args))
+
+    update_wrapper(plain, fn, updated=())
+    plain.__self__ = getattr(fn, "__self__", fn)  # type: ignore[attr-defined]
+    return plain
+
+
+def _as_plain_view(view: Any) -> Any:
+    """A view of any kind as a plain function for a thread, with its transactions."""
+
+    def plain(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        try:
+            result = view(request, *args, **kwargs)
+        except RuntimeError as exc:
+            if "event loop" in str(exc) and not is_coroutine_view(view):
+                raise ViewError(
+                    f"The view {_name(view)} wants the running event loop, but as a plain "
+                    "function it runs on a thread. If it returns an awaitable, mark it with "
+                    "asgiref.sync.markcoroutinefunction; otherwise make it `async def`."
+                ) from exc
+            raise
+        return _settle(view, result)
+
+    for alias in atomic_aliases(view):
+        plain = transaction.atomic(using=alias)(plain)
+    return plain
+
+
+def _settle(view: Any, result: Any) -> Any:
+    if isinstance(result, HttpResponseBase):
+        return result
+    if inspect.isawaitable(result):
+        return await_(result)
+    if inspect.isgenerator(result):
+        result.close()
+        raise ViewError(
+            f"The view {_name(view)} is a generator. If it is a coroutine, decorate it with "
+            "@types.coroutine (or write it with async and await); if it makes the parts of the "
+            "answer, return StreamingHttpResponse(parts())."
+        )
+    return result
+
+
+def _name(view: Any) -> str:
+    view = view if hasattr(view, "__qualname__") else type(view)
+    return f"{view.__module__}.{view.__qualname__}"

@@ -1,0 +1,94 @@
+"""Log records made on the loop never wait there for a handler that may block.
+
+A handler that mails, sends or queries would hold up every request, and its lock
+would be held over a switch point. `take_off_loop` puts such handlers behind a
+queue with a thread of its own, for records made on the loop's thread; records
+made elsewhere reach them as before.
+
+Handlers that only write to a local stream or file are left as they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import logging.handlers
+from queue import SimpleQueue
+from typing import Any
+
+# Exactly these classes: a subclass may do anything.
+NON_BLOCKING: frozenset[type[logging.Handler]] = frozenset(
+    {
+        logging.FileHandler,
+        logging.NullHandler,
+        logging.StreamHandler,
+        logging.handlers.QueueHandler,
+        logging.handlers.RotatingFileHandler,
+        logging.handlers.TimedRotatingFileHandler,
+        logging.handlers.WatchedFileHandler,
+    }
+)
+
+
+class OffLoopHandler(logging.handlers.QueueHandler):
+    """Stands in the place of a handler that may block, and knows its level and filters."""
+
+    def __init__(self, handler: logging.Handler, queue: SimpleQueue[Any]) -> None:
+        super().__init__(queue)
+        self.handler = handler
+        self.setLevel(handler.level)
+
+    def handle(self, record: logging.LogRecord) -> Any:
+        if asyncio._get_running_loop() is None:
+            return self.handler.handle(record)
+        if self.handler.filter(record):
+            self.emit(record)
+        return True
+
+    def prepare(self, record: logging.LogRecord) -> Any:
+        """Fix the message, which may refer to what changes; keep all the rest.
+
+        The handler is in this process: the request and the exception stay on the
+        record, since Django's mail to the admins is made from them.
+        """
+        if record.args:
+            record.msg = record.getMessage()
+            record.args = None
+        return self.handler, record
+
+    def close(self) -> None:
+        self.handler.close()
+        super().close()
+
+
+class _Listener(logging.handlers.QueueListener):
+    def handle(self, record: Any) -> None:
+        handler, record = record
+        handler.acquire()
+        try:
+            handler.emit(record)
+        finally:
+            handler.release()
+
+
+def take_off_loop() -> logging.handlers.QueueListener | None:
+    """Queue every configured handler that may block. Returns what to `stop()`.
+
+    None if there is no such handler.
+    """
+    queue: SimpleQueue[Any] = SimpleQueue()
+    stand_ins: dict[logging.Handler, OffLoopHandler] = {}
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    for logger in loggers:
+        for index, handler in enumerate(getattr(logger, "handlers", ())):
+            if type(handler) in NON_BLOCKING or isinstance(handler, OffLoopHandler):
+                continue
+            stand_in = stand_ins.get(handler)
+            if stand_in is None:
+                stand_in = stand_ins[handler] = OffLoopHandler(handler, queue)
+            logger.handlers[index] = stand_in  # type: ignore[union-attr]
+    if not stand_ins:
+        return None
+    listener = _Listener(queue)
+    listener.start()
+    return listener

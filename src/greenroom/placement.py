@@ -1,0 +1,360 @@
+"""Where the synchronous code around a view runs: on the loop, or on a thread.
+
+Synchronous code may run on the loop only if it is *known* to be loop-safe: it
+does not block, holds no lock over a switch point, and keeps no state in
+thread-locals over one. Known is what stands in the tables below (its code was
+read), what its author marked `@loop_safe`, and what the project names in
+``GREENROOM["LOOP_SAFE"]``. Everything else is unknown and runs on a thread: the
+same answers, at the price of a thread per waiting request.
+
+A subclass of known code is unknown: its own methods were not read.
+
+Whatever may touch the database counts as not loop-safe: the ORM does not wait on
+the loop yet.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, TypeVar
+
+from asgiref.sync import iscoroutinefunction
+from django.conf import settings as django_settings
+from django.core.signals import request_finished, request_started
+from django.urls import URLPattern, URLResolver, get_resolver
+from django.urls.resolvers import RoutePattern
+from django.utils.module_loading import import_string
+from django.utils.version import get_version_tuple
+
+from . import conf
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def loop_safe(code: F) -> F:
+    """Say that a class or function is loop-safe: a middleware, a signal receiver.
+
+    It must not block, hold a lock while it calls what may wait, or keep state in
+    thread-locals while it does. A subclass has to be marked itself.
+    """
+    code._greenroom_loop_safe = True  # type: ignore[attr-defined]
+    return code
+
+
+def on_thread(view: F) -> F:
+    """Run all synchronous code around this view on a thread (a decorator)."""
+    view._greenroom_on_thread = True  # type: ignore[attr-defined]
+    return view
+
+
+def keep_on_disconnect(view: F) -> F:
+    """Let this coroutine view finish though its client is gone (a decorator)."""
+    view._greenroom_keep = True  # type: ignore[attr-defined]
+    return view
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a request runs. `reason` says what holds it on a thread, if anything."""
+
+    on_loop: bool
+    coroutine: bool
+    reason: str
+
+
+PLAIN = Placement(on_loop=False, coroutine=False, reason="the view is a plain function")
+UNRESOLVED = Placement(on_loop=False, coroutine=False, reason="no view was found for the path")
+ON_LOOP = Placement(on_loop=True, coroutine=True, reason="")
+
+
+def is_coroutine_view(view: Any) -> bool:
+    """Whether a call of `view` yields an awaitable, as far as can be seen before it."""
+    if iscoroutinefunction(view):
+        return True
+    while isinstance(view, partial):
+        view = view.func
+    code = getattr(view, "__code__", None)
+    if code is None:
+        call = type(view).__call__
+        return iscoroutinefunction(view) or iscoroutinefunction(call) or _yields(call)
+    return _yields(view)
+
+
+def _yields(function: Any) -> bool:
+    """Whether it is decorated with `types.coroutine`."""
+    code = getattr(function, "__code__", None)
+    return code is not None and bool(code.co_flags & inspect.CO_ITERABLE_COROUTINE)
+
+
+class Judge:
+    """Decides the placement of each view of one handler.
+
+    `middleware` holds the dotted path and the object of each that is in use.
+    """
+
+    def __init__(self, middleware: list[tuple[str, Any]]) -> None:
+        self._middleware = middleware
+        self._key: object = None
+        self._reasons: list[str] = []
+
+    def place(self, view: Any) -> Placement:
+        """The placement of a request that this view answers."""
+        if not is_coroutine_view(view):
+            return PLAIN
+        reasons = self.surroundings() or self.of_view(view)
+        if not reasons:
+            return ON_LOOP
+        return Placement(on_loop=False, coroutine=True, reason="; ".join(reasons))
+
+    def of_view(self, view: Any) -> list[str]:
+        """What holds this one view on a thread."""
+        if getattr(view, "_greenroom_on_thread", False):
+            return ["the view is marked @on_thread"]
+        return [f"ATOMIC_REQUESTS of {alias!r}" for alias in atomic_aliases(view)]
+
+    def surroundings(self) -> list[str]:
+        """What holds every view on a thread. Empty if all around it is loop-safe."""
+        key = (conf.settings(), _receivers_key(), django_settings.ROOT_URLCONF)
+        if key != self._key:
+            self._reasons = list(self._judge())
+            self._key = key
+        return self._reasons
+
+    def _judge(self) -> Iterator[str]:
+        if conf.settings().placement == "thread":
+            yield 'GREENROOM["PLACEMENT"] is "thread"'
+        for path, middleware in self._middleware:
+            reason = None if _only_coroutines(middleware) else why_unsafe(middleware)
+            if reason is not None:
+                yield f"the middleware {path} {reason}"
+        for signal, name in ((request_started, "started"), (request_finished, "finished")):
+            for receiver in _plain_receivers(signal):
+                reason = why_unsafe(receiver)
+                if reason is not None:
+                    yield f"the receiver {dotted_name(receiver)} of request_{name} {reason}"
+        yield from unknown_converters()
+
+
+def atomic_aliases(view: Any) -> list[str]:
+    """The databases that ATOMIC_REQUESTS opens a transaction on around this view."""
+    from django.db import connections
+
+    exempt = getattr(view, "_non_atomic_requests", ())
+    return [
+        alias
+        for alias, database in connections.settings.items()
+        if database["ATOMIC_REQUESTS"] and alias not in exempt
+    ]
+
+
+def why_unsafe(code: Any) -> str | None:
+    """None if `code` is known to be loop-safe; otherwise why it isn't."""
+    name = dotted_name(code)
+    if _marked(code) or any(fnmatchcase(name, p) for p in conf.settings().loop_safe):
+        return None
+    if name in DJANGO:
+        check = DJANGO[name]
+        return check() if check is not None else None
+    if name in DATABASE:
+        return "may query the database"
+    if name in OTHERS:
+        return OTHERS[name].why_unsafe()
+    return "is not known to be loop-safe (mark it @loop_safe if it is)"
+
+
+def dotted_name(code: Any) -> str:
+    """The name by which the tables and ``LOOP_SAFE`` know `code`."""
+    code = inspect.unwrap(code) if inspect.isfunction(code) else code
+    if not hasattr(code, "__qualname__"):
+        code = type(code)
+    return f"{code.__module__}.{code.__qualname__}"
+
+
+def _only_coroutines(middleware: Any) -> bool:
+    """Whether all code of a middleware is coroutines, which run on the loop anyway."""
+    if getattr(middleware, "sync_capable", True):
+        return False
+    hooks = ("process_view", "process_exception", "process_template_response")
+    return all(
+        hook is None or iscoroutinefunction(hook)
+        for hook in (getattr(middleware, name, None) for name in hooks)
+    )
+
+
+def _marked(code: Any) -> bool:
+    mark = "_greenroom_loop_safe"
+    if inspect.isclass(code):
+        return bool(vars(code).get(mark))
+    return bool(getattr(code, mark, False)) and not inspect.ismethod(code)
+
+
+def unknown_converters() -> Iterator[str]:
+    """Path converters of the project: they run when the view is looked up."""
+    seen = set()
+    for pattern in _patterns(get_resolver(django_settings.ROOT_URLCONF)):
+        if isinstance(pattern, RoutePattern):
+            for converter in pattern.converters.values():
+                kind = type(converter)
+                if kind not in seen and kind.__module__ != "django.urls.converters":
+                    seen.add(kind)
+                    reason = why_unsafe(kind)
+                    if reason is not None:
+                        yield f"the path converter {dotted_name(kind)} {reason}"
+
+
+def _patterns(resolver: URLResolver) -> Iterator[Any]:
+    for entry in resolver.url_patterns:
+        yield entry.pattern
+        if isinstance(entry, URLResolver):
+            yield from _patterns(entry)
+
+
+def views(
+    resolver: URLResolver | None = None, prefix: str = "", name: str = ""
+) -> Iterator[tuple[str, str, Any]]:
+    """Route, name and view of each URL pattern of the project."""
+    resolver = resolver or get_resolver(django_settings.ROOT_URLCONF)
+    for entry in resolver.url_patterns:
+        route = prefix + str(entry.pattern)
+        if isinstance(entry, URLPattern):
+            yield route, f"{name}{entry.name or ''}", entry.callback
+        else:
+            inner = f"{name}{entry.namespace}:" if entry.namespace else name
+            yield from views(entry, route, inner)
+
+
+def _receivers_key() -> tuple[object, ...]:
+    """Changes when a receiver of the request signals is connected or disconnected."""
+    return tuple(
+        entry[0] for signal in (request_started, request_finished) for entry in signal.receivers
+    )
+
+
+def _plain_receivers(signal: Any) -> list[Any]:
+    receivers, _coroutine_functions = signal._live_receivers(None)
+    return list(receivers)
+
+
+# What is known. A check says why the code isn't safe under the present settings.
+
+
+def _csrf() -> str | None:
+    view = django_settings.CSRF_FAILURE_VIEW
+    if view == "django.views.csrf.csrf_failure" or why_unsafe(import_string(view)) is None:
+        return None
+    return f"calls {view}, which is not known to be loop-safe"
+
+
+def _session() -> str | None:
+    engine = django_settings.SESSION_ENGINE
+    if engine == "django.contrib.sessions.backends.signed_cookies" or any(
+        fnmatchcase(engine, p) for p in conf.settings().loop_safe
+    ):
+        return None
+    return f"uses the session engine {engine}, which does I/O"
+
+
+def _messages() -> str | None:
+    storage = django_settings.MESSAGE_STORAGE
+    if storage.startswith("django.contrib.messages.storage."):
+        return None
+    return f"uses the storage {storage}, which is not known to be loop-safe"
+
+
+def _cache() -> str | None:
+    alias = django_settings.CACHE_MIDDLEWARE_ALIAS
+    backend = django_settings.CACHES[alias]["BACKEND"]
+    if backend in (
+        "django.core.cache.backends.locmem.LocMemCache",
+        "django.core.cache.backends.dummy.DummyCache",
+    ):
+        return None
+    return f"uses the cache {alias!r} ({backend}), which does I/O"
+
+
+DJANGO: dict[str, Callable[[], str | None] | None] = {
+    "django.contrib.messages.middleware.MessageMiddleware": _messages,
+    "django.contrib.sessions.middleware.SessionMiddleware": _session,
+    "django.contrib.staticfiles.handlers.StaticFilesHandler": None,
+    "django.core.cache.close_caches": None,
+    "django.core.handlers.base.reset_urlconf": None,
+    "django.db.close_old_connections": None,
+    "django.db.reset_queries": None,
+    "django.middleware.cache.CacheMiddleware": _cache,
+    "django.middleware.cache.FetchFromCacheMiddleware": _cache,
+    "django.middleware.cache.UpdateCacheMiddleware": _cache,
+    "django.middleware.clickjacking.XFrameOptionsMiddleware": None,
+    "django.middleware.common.CommonMiddleware": None,
+    "django.middleware.csp.ContentSecurityPolicyMiddleware": None,
+    "django.middleware.csrf.CsrfViewMiddleware": _csrf,
+    "django.middleware.gzip.GZipMiddleware": None,
+    "django.middleware.http.ConditionalGetMiddleware": None,
+    "django.middleware.locale.LocaleMiddleware": None,
+    "django.middleware.security.SecurityMiddleware": None,
+}
+
+# Django's own that query, or let the view query, the database.
+DATABASE = frozenset(
+    {
+        "django.contrib.admindocs.middleware.XViewMiddleware",
+        "django.contrib.auth.middleware.AuthenticationMiddleware",
+        "django.contrib.auth.middleware.LoginRequiredMiddleware",
+        "django.contrib.auth.middleware.PersistentRemoteUserMiddleware",
+        "django.contrib.auth.middleware.RemoteUserMiddleware",
+        "django.contrib.flatpages.middleware.FlatpageFallbackMiddleware",
+        "django.contrib.redirects.middleware.RedirectFallbackMiddleware",
+        "django.contrib.sites.middleware.CurrentSiteMiddleware",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Third-party code that was read, in these versions of its distribution."""
+
+    distribution: str
+    first: str
+    below: str
+    check: Callable[[], str | None] | None = None
+
+    def outside(self) -> str | None:
+        """The installed version, if it is not among those read."""
+        try:
+            installed = version(self.distribution)
+        except PackageNotFoundError:
+            return "no version"
+        inside = _numbers(self.first) <= _numbers(installed) < _numbers(self.below)
+        return None if inside else installed
+
+    def why_unsafe(self) -> str | None:
+        installed = self.outside()
+        if installed is not None:
+            return (
+                f"is known to be loop-safe from {self.distribution} {self.first} to below "
+                f"{self.below}; {installed} is installed"
+            )
+        return self.check() if self.check is not None else None
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    numbers = get_version_tuple(text)
+    return (*numbers, *(0,) * (3 - len(numbers)))
+
+
+def _cors() -> str | None:
+    signal = import_string("corsheaders.signals.check_request_enabled")
+    for receiver in _plain_receivers(signal):
+        if why_unsafe(receiver) is not None:
+            return f"calls {dotted_name(receiver)}, which is not known to be loop-safe"
+    return None
+
+
+OTHERS: dict[str, Known] = {
+    "corsheaders.middleware.CorsMiddleware": Known("django-cors-headers", "4.9", "4.10", _cors),
+    "django_htmx.middleware.HtmxMiddleware": Known("django-htmx", "1.29", "1.30"),
+}

@@ -1,0 +1,338 @@
+"""gunicorn's worker: its settings and signals, handed to the server.
+
+gunicorn's arbiter does processes, sockets and reloading. Every setting that a web
+worker is expected to honour is honoured, or refused at start by name: nothing is
+silently ignored.
+
+Signals: TERM drains (`graceful_timeout`); QUIT and INT end at once, with
+`worker_int`; USR1 reopens the logs; WINCH is ignored; ABRT, sent when the loop is
+stuck, is the only one not handled by the loop.
+
+What fails to start ends with `Arbiter.WORKER_BOOT_ERROR`, whatever the cause: with
+any other status the arbiter would start this worker again for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import ssl
+import sys
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from gunicorn import SERVER
+from gunicorn.arbiter import Arbiter
+from gunicorn.http.wsgi import WSGIErrorsWrapper
+from gunicorn.workers import base
+
+from .errors import GreenroomError
+from .loops import Home
+from .server import Config, Hooks, Server
+from .server.head import Environ, Request
+from .server.response import Response
+from .threads import Threads
+
+# What this worker doesn't do. A setting that differs from its default is refused.
+_REFUSED = {
+    "proxy_protocol": "the PROXY protocol is not understood",
+    "protocol": "only HTTP is understood",
+    "http2_cleartext": "HTTP/2 is not understood",
+    "permit_obsolete_folding": "folded header lines are always refused",
+    "strip_header_spaces": "spaces before the colon are always refused",
+    "permit_unconventional_http_method": "methods are those that llhttp knows",
+    "permit_unconventional_http_version": "versions are 1.0 and 1.1",
+    "casefold_http_method": "methods are taken as they are sent",
+    "ssl_version": "set it with the ssl_context hook",
+    "suppress_ragged_eofs": "it has no meaning here",
+    "do_handshake_on_connect": "handshakes are always done on the loop",
+    "root_path": "set SCRIPT_NAME in the environment",
+}
+_OPTIONS = ("max_parked", "queue_timeout", "spool_quota")
+
+# Cancelled tasks get this share of the time of grace to clean up: when all of it is
+# over, the arbiter kills.
+_CLEAN_UP = 0.2
+
+
+class SettingError(GreenroomError, RuntimeError):
+    """A setting of gunicorn's can't be honoured; the message names it."""
+
+
+class Worker(base.Worker):  # type: ignore[misc]
+    """``worker_class = "greenroom.Worker"``"""
+
+    @classmethod
+    def check_config(cls, cfg: Any, log: Any) -> None:
+        """Refuse what can't be honoured. Newer gunicorns call this in the master."""
+        _refuse_gevent()
+        _refuse_settings(cfg)
+
+    def init_process(self) -> None:
+        """Make the loop, then let gunicorn set up signals, load the application and run."""
+        try:
+            self.check_config(self.cfg, self.log)
+        except SettingError as exc:
+            self._cannot_boot(str(exc))
+        self.server: Server | None = None
+        self.home: Home | None = None
+        self._main_task: asyncio.Task[int | None] | None = None
+        self._aborting = False
+        self.loop_name, self.loop = _new_loop()
+        asyncio.set_event_loop(self.loop)
+        super().init_process()
+
+    def init_signals(self) -> None:
+        """Through the loop: it owns the wake-up descriptor, which gunicorn's would take."""
+        for each in self.SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+        add = self.loop.add_signal_handler
+        add(signal.SIGTERM, self._stop)
+        add(signal.SIGQUIT, self._quit)
+        add(signal.SIGINT, self._quit)
+        add(signal.SIGUSR1, self.log.reopen_files)
+        add(signal.SIGWINCH, self.log.debug, "worker: SIGWINCH ignored.")
+        signal.signal(signal.SIGABRT, self.handle_abort)
+        for each in (signal.SIGTERM, signal.SIGUSR1):
+            signal.siginterrupt(each, False)
+
+    def handle_abort(self, sig: int, frame: Any) -> NoReturn:
+        """The arbiter missed our heartbeat."""
+        self._aborting = True
+        super().handle_abort(sig, frame)
+        raise AssertionError  # gunicorn's exits
+
+    def run(self) -> None:
+        """Serve until told to stop; exit with the application's status, if it has one."""
+        loop = self.loop
+        main = self._main_task = loop.create_task(self._main())
+        main.add_done_callback(lambda _: loop.stop())
+        while not main.done():
+            try:
+                loop.run_forever()
+            except SystemExit as exc:
+                # Of a task that an application made, or of our handler of ABRT.
+                if self._aborting:
+                    raise
+                if self.server is None:
+                    self._cannot_boot(f"SystemExit({exc.code!r}) while starting")
+                self.server.exit(exc.code)
+        try:
+            code = main.result()
+        finally:
+            self._close_loop()
+        if code is not None:
+            sys.exit(code)
+
+    # On the loop.
+
+    async def _main(self) -> int | None:
+        cfg = self.cfg
+        self.loop.add_reader(self.PIPE[0], self._on_pipe)
+        heartbeat = self.loop.create_task(self._beat())
+        try:
+            try:
+                server = await self._start()
+            except asyncio.CancelledError:
+                return None  # TERM while starting
+            except (Exception, SystemExit) as exc:
+                self.booted = False
+                self.log.error("The worker can't start: %s", exc, exc_info=exc)
+                return int(Arbiter.WORKER_BOOT_ERROR)
+            await server.stopping.wait()
+            self.alive = False
+            clean_up = min(1.0, _CLEAN_UP * cfg.graceful_timeout)
+            await server.drain(cfg.graceful_timeout - clean_up)
+            return server.exit_code
+        finally:
+            if self.home is not None:
+                try:
+                    await self.home.aclose()
+                except Exception:
+                    self.log.exception("Error while closing what lasts as long as the process")
+            heartbeat.cancel()
+
+    async def _start(self) -> Server:
+        cfg = self.cfg
+        app = self.wsgi
+        options = _options(app)
+        threads = Threads(
+            self.loop,
+            limit=cfg.threads,
+            **{name: options[name] for name in _OPTIONS[:2] if name in options},
+        )
+        self.home = Home(self.loop, threads)
+        self.home.register()
+        context = _ssl_context(cfg)
+        startup = getattr(app, "coroutine_wsgi_startup", None)
+        if startup is not None:
+            await startup()
+        server = Server(
+            app,
+            _config(cfg, options.get("spool_quota")),
+            self.home,
+            self.log,
+            Hooks(before=self._before, after=self._after, tick=self._tick),
+            context,
+        )
+        if not self.alive:
+            raise asyncio.CancelledError
+        server.listen([each.sock for each in self.sockets])
+        self.server = server
+        self.log.info(
+            "greenroom: threads %d, at most %d parked, connections %d, loop %s",
+            threads.limit,
+            threads.max_parked,
+            cfg.worker_connections,
+            self.loop_name,
+        )
+        return server
+
+    async def _beat(self) -> None:
+        while True:
+            self.notify()
+            if os.getppid() != self.ppid and self.alive:
+                self.log.info("Parent changed, shutting down: %s", self)
+                self._stop()
+            await asyncio.sleep(1.0)
+
+    def _stop(self) -> None:
+        self.alive = False
+        if self.server is not None:
+            self.server.stop()
+        elif self._main_task is not None:
+            self._main_task.cancel()
+
+    def _quit(self) -> None:
+        self.cfg.worker_int(self)
+        if self.server is not None:
+            self.server.hurry = True
+        self._stop()
+
+    def _on_pipe(self) -> None:
+        """The reloader saw a change, on its thread."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.PIPE[0], 4096)
+        if not self.alive:
+            self._stop()
+
+    def _tick(self) -> None:
+        if not self.alive:
+            self._stop()
+
+    def _before(self, request: Request) -> None:
+        self.cfg.pre_request(self, request)
+
+    def _after(self, request: Request, environ: Environ, response: Response) -> None:
+        self.nr += 1
+        if self.nr >= self.max_requests and self.alive:
+            self.log.info("Autorestarting worker after current request.")
+            self._stop()
+        self.cfg.post_request(self, request, environ, response)
+
+    # The end.
+
+    def _cannot_boot(self, reason: str) -> NoReturn:
+        self.booted = False
+        self.log.error("The worker can't start: %s", reason)
+        sys.exit(Arbiter.WORKER_BOOT_ERROR)
+
+    def _close_loop(self) -> None:
+        loop = self.loop
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
+            task.cancel()
+        with contextlib.suppress(SystemExit):
+            if tasks:
+                loop.run_until_complete(asyncio.wait(tasks, timeout=1.0))
+            loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
+def _new_loop() -> tuple[str, asyncio.AbstractEventLoop]:
+    try:
+        import uvloop
+    except ImportError:
+        return "asyncio", asyncio.new_event_loop()
+    return "uvloop", uvloop.new_event_loop()
+
+
+def _refuse_gevent() -> None:
+    monkey = sys.modules.get("gevent.monkey") if "gevent" in sys.modules else None
+    if monkey is None:
+        return
+    for module in ("socket", "threading", "thread", "select", "ssl"):
+        if monkey.is_module_patched(module):
+            raise SettingError(
+                f"gevent has monkey-patched {module!r} in this process: an event loop of "
+                "asyncio can't work in it. Remove the call of gevent.monkey.patch_all() (look "
+                "in gunicorn.conf.py and wsgi.py), or use gunicorn's own gevent worker."
+            )
+
+
+def _refuse_settings(cfg: Any) -> None:
+    for name, reason in _REFUSED.items():
+        setting = cfg.settings.get(name)
+        if setting is not None and setting.get() != type(setting)().get():
+            raise SettingError(
+                f"greenroom.Worker can't honour the setting {name} = {setting.get()!r}: "
+                f"{reason}. Remove it, or use another worker_class."
+            )
+    if "h2" in (getattr(cfg, "http_protocols", None) or ()):
+        raise SettingError(
+            "greenroom.Worker can't honour the setting http_protocols with h2: HTTP/2 is not "
+            "understood. Remove it, or put a proxy in front."
+        )
+
+
+def _options(app: Any) -> Mapping[str, Any]:
+    options: Mapping[str, Any] = getattr(app, "coroutine_wsgi_options", None) or {}
+    unknown = sorted(set(options) - set(_OPTIONS))
+    if unknown:
+        raise SettingError(
+            f"coroutine_wsgi_options has unknown names: {', '.join(unknown)}. "
+            f"Known are {', '.join(_OPTIONS)}."
+        )
+    return options
+
+
+def _ssl_context(cfg: Any) -> ssl.SSLContext | None:
+    if not cfg.is_ssl:
+        return None
+    from gunicorn.sock import ssl_context
+
+    context: ssl.SSLContext = ssl_context(cfg)
+    return context
+
+
+def _config(cfg: Any, spool_quota: int | None) -> Config:
+    trusted = None
+    if "*" not in cfg.forwarded_allow_ips:
+        import ipaddress
+
+        trusted = tuple(ipaddress.ip_network(each) for each in cfg.forwarded_allow_ips if each)
+    sendfile = cfg.sendfile
+    if sendfile is None:
+        sendfile = os.environ.get("SENDFILE", "y").lower() in ("y", "1", "yes", "true")
+    return Config(
+        # 0 and less mean what they mean to gunicorn: no limit, or its greatest.
+        limit_request_line=cfg.limit_request_line or 1 << 20,
+        limit_request_fields=cfg.limit_request_fields or 32768,
+        limit_request_field_size=cfg.limit_request_field_size or 8190,
+        keepalive=cfg.keepalive,
+        connections=cfg.worker_connections,
+        spool_quota=spool_quota,
+        spool_dir=cfg.tmp_upload_dir or cfg.worker_tmp_dir,
+        sendfile=bool(sendfile),
+        accept_batch=64 if cfg.workers == 1 else 8,
+        header_map=cfg.header_map,
+        trusted=trusted,
+        secure_scheme_headers=cfg.secure_scheme_headers,
+        forwarder_headers=frozenset(cfg.forwarder_headers),
+        script_name=os.environ.get("SCRIPT_NAME", ""),
+        multiprocess=cfg.workers > 1,
+        server_software=SERVER,
+        errors=WSGIErrorsWrapper(cfg),
+    )
