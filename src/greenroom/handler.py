@@ -277,11 +277,17 @@ def _as_function(fn: Any) -> Any:
 def _as_plain_view(view: Any) -> Any:
     """A view of any kind as a plain function for a thread, with its transactions."""
 
+    async def call(request: HttpRequest, args: Any, kwargs: Any) -> Any:
+        return _settle(view, view(request, *args, **kwargs))
+
     def plain(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        if is_coroutine_view(view):
+            # Called on the loop, which what it makes may want already.
+            return await_(call(request, args, kwargs))
         try:
             result = view(request, *args, **kwargs)
         except RuntimeError as exc:
-            if "event loop" in str(exc) and not is_coroutine_view(view):
+            if "event loop" in str(exc):
                 raise ViewError(
                     f"The view {_name(view)} wants the running event loop, but as a plain "
                     "function it runs on a thread. If it returns an awaitable, mark it with "

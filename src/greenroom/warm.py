@@ -4,30 +4,27 @@ Import locks are reentrant for their thread: a second greenlet that meets a
 module which the first is still importing would get it half made. So everything
 that a request may import is imported here, while nothing else runs, and where
 a query in a module's body may block.
+
+A URLconf that can't be loaded is an error: no request could be answered. A
+backend that can't be imported is not: the project may never use it.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
+import logging
 
 from django.conf import settings
-from django.core.cache import caches
-from django.core.files.storage import storages
 from django.template import engines
 from django.template.backends.django import DjangoTemplates
 from django.urls import URLResolver, get_resolver
 from django.utils.module_loading import import_string
-from django.utils.translation import override
+from django.utils.translation import gettext, override
 
-from .errors import GreenroomError
-
-
-class NotWarm(GreenroomError):
-    """Something that requests need can't be loaded."""
+logger = logging.getLogger("greenroom")
 
 
 def up() -> None:
-    """Load URLconfs, templates' engines and libraries, backends, translations."""
+    """Load URLconfs, template engines and libraries, backends of every kind."""
     resolver = get_resolver(settings.ROOT_URLCONF)
     _load(resolver)
     for status in (400, 403, 404, 500):
@@ -36,28 +33,28 @@ def up() -> None:
         if isinstance(engine, DjangoTemplates):
             # The libraries of {% load %}, and the loaders.
             _ = engine.engine.template_libraries, engine.engine.template_loaders
-    for alias in settings.CACHES:
-        _ = caches[alias]
-    for alias in settings.STORAGES:
-        _ = storages[alias]
     for name in (
         *settings.FILE_UPLOAD_HANDLERS,
-        *getattr(settings, "AUTHENTICATION_BACKENDS", ()),
+        *settings.AUTHENTICATION_BACKENDS,
+        *settings.PASSWORD_HASHERS,
+        *(cache["BACKEND"] for cache in settings.CACHES.values()),
+        *(storage["BACKEND"] for storage in settings.STORAGES.values()),
         settings.MESSAGE_STORAGE,
         settings.CSRF_FAILURE_VIEW,
         settings.SESSION_SERIALIZER,
+        f"{settings.SESSION_ENGINE}.SessionStore",
         settings.DEFAULT_EXCEPTION_REPORTER,
         settings.DEFAULT_EXCEPTION_REPORTER_FILTER,
-        settings.EMAIL_BACKEND,
     ):
-        import_string(name)
-    if "django.contrib.sessions" in settings.INSTALLED_APPS:
-        import_module(settings.SESSION_ENGINE)
+        try:
+            import_string(name)
+        except Exception as exc:
+            # A session engine's model, for one, wants its app to be installed.
+            logger.debug("Not loaded before the first request: %s: %s", name, exc)
     if settings.USE_I18N:
-        for language, _name in settings.LANGUAGES:
-            if language == settings.LANGUAGE_CODE:
-                with override(language):
-                    pass
+        # The others, up to a hundred, are read when they are first asked for.
+        with override(settings.LANGUAGE_CODE):
+            gettext("")
 
 
 def _load(resolver: URLResolver) -> None:

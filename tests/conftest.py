@@ -1,0 +1,47 @@
+"""One Django project for the whole run; each test that serves makes its own application."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
+
+import django
+
+django.setup(set_prefix=False)
+
+import driver  # noqa: E402
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def loop_factory(request: pytest.FixtureRequest) -> Any:
+    """Both event loops."""
+    if request.param == "uvloop":
+        uvloop = pytest.importorskip("uvloop")
+        return uvloop.new_event_loop
+    return asyncio.new_event_loop
+
+
+@pytest.fixture(params=["loop", "thread"])
+def placement(request: pytest.FixtureRequest) -> str:
+    """Both places for the synchronous code around a coroutine view."""
+    return str(request.param)
+
+
+@pytest.fixture
+def site(placement: str) -> Iterator[driver.Site]:
+    with driver.Site(placement) as site:
+        yield site
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    """What a test leaves in cycles is reported in that test, not in a later one."""
+    yield
+    gc.collect()
