@@ -1,0 +1,348 @@
+"""How an application is called: coroutine WSGI, an extension of PEP 3333.
+
+The specification, version (1, 0). What PEP 3333 says holds, with these additions.
+
+**Calling.** A `def` application is called on a thread; an `async def` one, or one
+marked with asgiref's `markcoroutinefunction` (itself or its `__call__`), on the
+event loop, within a task of this request's own. Either returns an iterable, or an
+async iterable, or an awaitable of one of these. A generator-based coroutine
+(`types.coroutine`) is an awaitable, never a body.
+
+**start_response** must have been called before the first non-empty item. Its
+`write()` may be called on threads (and in a bridge), not in a coroutine.
+
+**A `def` application** has everything done on one thread: the call, the iteration,
+`close()`. A list or tuple (or what has a length) is joined, and the answer is
+written while `close()` runs; any other iterable is sent item by item, the thread
+waiting while the client is slow. What is awaitable or async runs on the loop in the
+request's task, while the thread waits for it.
+
+**A coroutine application**'s iterable is iterated on the loop in the request's
+task. That a synchronous one doesn't block is the application's promise.
+
+**Closing.** On every way out, exactly once: `aclose()` is awaited if there is one,
+else `close()` is called, and awaited if it returns an awaitable (on the loop). The
+server doesn't cancel the task while this runs; it does so afterwards.
+
+**The environ** has also:
+
+``wsgi.async``                              True
+``coroutine_wsgi.version``                  (1, 0)
+``coroutine_wsgi.cancel_on_disconnect``     absent; see below
+``wsgi.input_terminated``                   True: the body is complete, reading it never waits
+``CONTENT_LENGTH``                          the true length also of a chunked body
+``wsgi.file_wrapper``, ``RAW_URI``, ``REMOTE_PORT``, ``gunicorn.socket``
+
+**Disconnect.** When the client goes away the request's task is cancelled, unless
+``environ.get("coroutine_wsgi.cancel_on_disconnect", True)`` is False at that moment.
+A thread can't be cancelled; a coroutine that it waits for can.
+
+**Errors.** An exception before the head was sent is answered with 500; later it ends
+the connection without a well-formed end of the body. `Overloaded` is answered with
+503 and Retry-After. `SystemExit` closes this connection; the others are answered,
+then the process exits with its code.
+
+**Attributes of the application object** that the worker reads, all optional:
+
+``coroutine_wsgi_options``   a mapping with `max_parked`, `queue_timeout` (seconds) and
+                             `spool_quota` (bytes of request bodies on disk)
+``coroutine_wsgi_startup``   an async callable, awaited on the loop before the first
+                             connection is accepted
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any
+
+from asgiref.sync import iscoroutinefunction
+
+from ..bridge import await_
+from ..errors import ApplicationError, Overloaded
+from ..threads import Then
+from .head import Environ, Request
+from .response import FileWrapper, PeerGone, Response
+
+if TYPE_CHECKING:
+    from .body import Spool
+    from .protocol import Connection
+
+VERSION = (1, 0)
+
+
+def runs_on_loop(app: Any) -> bool:
+    """Whether an application is a coroutine function, or is marked as one."""
+    return bool(
+        iscoroutinefunction(app)
+        or iscoroutinefunction(getattr(app, "__call__", None))  # noqa: B004
+        or iscoroutinefunction(getattr(type(app), "__call__", None))  # noqa: B004
+    )
+
+
+class Exchange:
+    """One request and its answer: the task that calls the application."""
+
+    __slots__ = (
+        "_cancel_later",
+        "_cancelled",
+        "_closing",
+        "_spool",
+        "_task",
+        "connection",
+        "environ",
+        "request",
+        "response",
+        "started",
+    )
+
+    def __init__(
+        self,
+        connection: Connection,
+        request: Request,
+        environ: Environ,
+        spool: Spool | None,
+    ) -> None:
+        self.connection = connection
+        self.request = request
+        self.environ = environ
+        self.response = Response(connection, request)
+        self.started = connection.server.loop.time()
+        self._spool = spool
+        self._closing = False
+        self._cancel_later = False
+        self._cancelled = False
+        self._task: asyncio.Task[None] = connection.server.loop.create_task(self._run())
+        connection.server.exchanges.add(self)
+
+    def disconnected(self) -> None:
+        """The client has gone: cancel, unless the application wants to finish."""
+        if self.environ.get("coroutine_wsgi.cancel_on_disconnect", True) is not False:
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Cancel the task; while the body is being closed, as soon as that is done."""
+        self._cancelled = True
+        if self._closing:
+            self._cancel_later = True
+        else:
+            self._task.cancel()
+
+    @property
+    def task(self) -> asyncio.Task[None]:
+        return self._task
+
+    async def _run(self) -> None:
+        response = self.response
+        server = self.connection.server
+        try:
+            server.hooks.before(self.request)
+            if server.app_on_loop:
+                await self._call()
+            else:
+                await self._call_on_thread()
+            await response.end()
+        except asyncio.CancelledError as exc:
+            if self._cancelled:
+                response.abort()
+            else:
+                # The application's own: it awaited something that was cancelled.
+                self._fail(500, exc)
+        except PeerGone:
+            response.keep_alive = False
+        except (SystemExit, KeyboardInterrupt) as exc:
+            response.abort()
+            server.exit(exc.code if isinstance(exc, SystemExit) else 1)
+        except Overloaded as exc:
+            self._fail(503, exc)
+        except Exception as exc:
+            self._fail(500, exc)
+        finally:
+            self._done()
+
+    # On the loop.
+
+    async def _call(self) -> None:
+        server = self.connection.server
+        body = server.app(self.environ, self.response.start_response)
+        if _is_awaitable(body):
+            body = await body
+        try:
+            if not await self._send_whole(body):
+                await self._send_items(body)
+            elif self.connection.write_paused:
+                await self.connection.drained()
+        finally:
+            await self._close(body)
+
+    async def _send_whole(self, body: Any) -> bool:
+        response = self.response
+        if hasattr(body, "__len__"):
+            response.complete(_join(body))
+            return True
+        return isinstance(body, FileWrapper) and await response.send_file(body)
+
+    async def _send_items(self, body: Any) -> None:
+        send = self.response.send
+        if hasattr(body, "__aiter__"):
+            async for item in body:
+                if not await send(item):
+                    break
+        elif isinstance(body, FileWrapper):
+            # Reading may block, so it is done elsewhere.
+            run = self.connection.server.run_blocking
+            while (item := await run(next, iter(body), b"")) and await send(item):
+                pass
+        else:
+            for item in _iterable(body):
+                if not await send(item):
+                    break
+
+    async def _close(self, body: Any) -> None:
+        self._closing = True
+        try:
+            aclose = getattr(body, "aclose", None)
+            if aclose is not None:
+                await aclose()
+            elif (close := getattr(body, "close", None)) is not None:
+                result = close()
+                if _is_awaitable(result):
+                    await result
+        finally:
+            self._closing = False
+            if self._cancel_later:
+                self._cancel_later = False
+                self._task.cancel()
+
+    # On a thread.
+
+    async def _call_on_thread(self) -> None:
+        whole = await self.connection.server.threads.run(self._on_thread)
+        if isinstance(whole, SystemExit):
+            raise whole
+        if whole is not None:
+            self.response.complete(whole)
+
+    def _on_thread(self) -> bytes | Then | SystemExit | None:
+        """Call, iterate, close. Returns a whole body, or None if all was sent."""
+        try:
+            body = self.connection.server.app(self.environ, self.response.start_response)
+            if _is_awaitable(body):
+                body = await_(body)
+            whole: bytes | None = None
+            try:
+                whole = self._iterate_on_thread(body)
+            finally:
+                # What a whole body has to close is closed once it is on its way.
+                if whole is None:
+                    self._close_on_thread(body)
+        except SystemExit as exc:
+            # Raised in the request's task instead of ending this thread.
+            return exc
+        if hasattr(body, "close") or hasattr(body, "aclose"):
+            return whole if whole is None else Then(whole, lambda: self._close_late(body))
+        return whole
+
+    def _iterate_on_thread(self, body: Any) -> bytes | None:
+        response = self.response
+        if hasattr(body, "__len__"):
+            return _join(body)
+        if isinstance(body, FileWrapper) and await_(response.send_file(body)):
+            return None
+        if hasattr(body, "__aiter__"):
+            await_(self._send_items(body))
+            return None
+        first = True
+        for item in _iterable(body):
+            if not item:
+                continue
+            if first and isinstance(item, bytes) and response.satisfied_by(item):
+                return item
+            first = False
+            if not await_(response.send(item)):
+                break
+        return None
+
+    def _close_on_thread(self, body: Any) -> None:
+        if hasattr(body, "aclose"):
+            await_(self._close(body))
+            return
+        close = getattr(body, "close", None)
+        if close is not None:
+            result = close()
+            if _is_awaitable(result):
+                await_(result)
+
+    def _close_late(self, body: Any) -> None:
+        server = self.connection.server
+        try:
+            self._close_on_thread(body)
+        except SystemExit as exc:
+            server.loop.call_soon_threadsafe(server.exit, exc.code)
+        except Exception:
+            server.log.exception("Error in close() of the answer to %s", self.request.uri)
+
+    # The end.
+
+    def _fail(self, status: int, exc: BaseException) -> None:
+        response = self.response
+        server = self.connection.server
+        if isinstance(exc, Overloaded):
+            server.log.warning("%s %s: %s", self.request.method, self.request.path, exc)
+        else:
+            server.log.error(
+                "Error handling request %s %s",
+                self.request.method,
+                self.request.uri,
+                exc_info=exc,
+            )
+        if response.headers_sent:
+            response.abort()
+            return
+        headers = [("Content-Type", "text/plain")]
+        if isinstance(exc, Overloaded):
+            headers.append(("Retry-After", str(exc.retry_after)))
+        response.status = ""
+        text = "Service Unavailable" if status == 503 else "Internal Server Error"
+        response.start_response(f"{status} {text}", headers)
+        response.complete(text.encode() + b"\n")
+
+    def _done(self) -> None:
+        response = self.response
+        connection = self.connection
+        server = connection.server
+        spool, self._spool = self._spool, None
+        server.exchanges.discard(self)
+        connection.answered(response.keep_alive)
+        if spool is not None and (file := spool.close()) is not None:
+            server.disk.submit(file.close)
+        server.finished(self.request, self.environ, response, self.started)
+
+
+def _is_awaitable(value: Any) -> bool:
+    return isinstance(value, Awaitable) or inspect.isawaitable(value)
+
+
+def _join(body: Any) -> bytes:
+    """All of a body that has a length."""
+    if isinstance(body, (bytes, str)):
+        # Iterated, it would come byte by byte, as numbers.
+        raise ApplicationError(
+            f"The application returned {type(body).__name__}: return a list of bytes."
+        )
+    try:
+        return body[0] if len(body) == 1 and type(body[0]) is bytes else b"".join(body)
+    except (TypeError, LookupError):
+        items = list(body)
+        if all(isinstance(item, bytes) for item in items):
+            return b"".join(items)
+        raise ApplicationError("A body's items must be bytes.") from None
+
+
+def _iterable(body: Any) -> Any:
+    if body is None or not hasattr(body, "__iter__"):
+        raise ApplicationError(
+            f"The application returned {type(body).__name__}: return an iterable of bytes."
+        )
+    return body

@@ -1,0 +1,221 @@
+"""The body of a request, received whole before the application is called.
+
+A decoder (`Length`, `Chunked`) takes what is its own from the front of a buffer,
+leaves the bytes of the next request there, and says when it is `done`. A `Spool`
+keeps what was decoded: in memory up to a limit, then in an unlinked temporary
+file. It is written to disk in blocks by `flush`, which blocks and so is called off
+the loop; reading is paused meanwhile.
+
+The chunk decoder is ours because llhttp can't be stopped at the end of a message:
+it would read on into the next one. It is strict about CRLF (RFC 9112, 7.1), bounds
+the bytes of chunk extensions and trailers, and throws both away. No field of a
+trailer ever enters an environ.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import tempfile
+from typing import BinaryIO
+
+from ..errors import PeerError
+
+# Once a body is on disk it is written in blocks of this size.
+BLOCK = 1 << 18
+
+_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})([ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
+_TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-zA-Z]+:[\t\x20-\x7e\x80-\xff]*")
+# Of one line, and of all extensions and trailers of a body. h11 allows 16 KiB a head.
+_MAX_LINE = 4096
+_MAX_OVERHEAD = 16384
+
+
+class Length:
+    """A body whose Content-Length is known."""
+
+    __slots__ = ("done", "remaining")
+
+    def __init__(self, length: int) -> None:
+        self.remaining = length
+        self.done = length == 0
+
+    def take(self, buffer: bytearray) -> bytes:
+        """Remove this body's bytes from the front of `buffer` and return them."""
+        if len(buffer) <= self.remaining:
+            data = bytes(buffer)
+            buffer.clear()
+        else:
+            data = bytes(memoryview(buffer)[: self.remaining])
+            del buffer[: self.remaining]
+        self.remaining -= len(data)
+        self.done = self.remaining == 0
+        return data
+
+
+class Chunked:
+    """A body in chunks. Raises `PeerError` at the first byte that doesn't fit."""
+
+    __slots__ = ("_left", "_overhead", "_state", "done")
+
+    _SIZE_LINE, _DATA, _DATA_END, _TRAILERS = range(4)
+
+    def __init__(self) -> None:
+        self.done = False
+        self._state = self._SIZE_LINE
+        self._left = 0
+        self._overhead = 0
+
+    def take(self, buffer: bytearray) -> bytes:
+        """Remove what was understood from the front of `buffer`; return the data in it."""
+        parts: list[bytes] = []
+        position = 0
+        while not self.done:
+            if self._state == self._DATA:
+                data = bytes(memoryview(buffer)[position : position + self._left])
+                parts.append(data)
+                position += len(data)
+                self._left -= len(data)
+                if self._left:
+                    break
+                self._state = self._DATA_END
+            elif self._state == self._DATA_END:
+                if len(buffer) - position < 2:
+                    break
+                if buffer[position : position + 2] != b"\r\n":
+                    raise PeerError(400, "a chunk that doesn't end where it should")
+                position += 2
+                self._state = self._SIZE_LINE
+            else:
+                line = self._line(buffer, position)
+                if line is None:
+                    break
+                position += len(line) + 2
+                self._on_line(line)
+        del buffer[:position]
+        return b"".join(parts)
+
+    def _line(self, buffer: bytearray, position: int) -> bytes | None:
+        end = buffer.find(b"\n", position, position + _MAX_LINE)
+        if end < 0:
+            if len(buffer) - position >= _MAX_LINE:
+                raise PeerError(400, "a line too long in a chunked body")
+            return None
+        if end == position or buffer[end - 1] != 0x0D:
+            raise PeerError(400, "a bare LF in a chunked body")
+        return bytes(memoryview(buffer)[position : end - 1])
+
+    def _on_line(self, line: bytes) -> None:
+        if self._state == self._SIZE_LINE:
+            match = _SIZE.fullmatch(line)
+            if match is None:
+                raise PeerError(400, "invalid size of a chunk")
+            self._count(len(line) - len(match[1]))
+            self._left = int(match[1], 16)
+            self._state = self._DATA if self._left else self._TRAILERS
+        elif line:
+            self._count(len(line))
+            if _TRAILER.fullmatch(line) is None:
+                raise PeerError(400, "an invalid trailer field")
+        else:
+            self.done = True
+
+    def _count(self, size: int) -> None:
+        self._overhead += size
+        if self._overhead > _MAX_OVERHEAD:
+            raise PeerError(431, "too many chunk extensions or trailers")
+
+
+class Quota:
+    """How many bytes of request bodies this process may have on disk."""
+
+    __slots__ = ("limit", "used")
+
+    def __init__(self, limit: int | None) -> None:
+        self.limit = limit
+        self.used = 0
+
+    def take(self, size: int) -> None:
+        """Count `size` bytes, or raise `PeerError` with status 503."""
+        if self.limit is not None and self.used + size > self.limit:
+            raise PeerError(503, "no room on disk for a request's body")
+        self.used += size
+
+
+class Spool:
+    """Keeps one body. `add`, `open` and `close` belong to the loop, `flush` to a thread."""
+
+    __slots__ = (
+        "_counted",
+        "_directory",
+        "_file",
+        "_limit",
+        "_parts",
+        "_quota",
+        "_waiting",
+        "size",
+    )
+
+    def __init__(self, limit: int, directory: str | None, quota: Quota) -> None:
+        self.size = 0
+        self._limit = limit
+        self._directory = directory
+        self._quota = quota
+        self._counted = 0
+        self._parts: list[bytes] = []
+        self._waiting = 0
+        self._file: BinaryIO | None = None
+
+    def expect(self, length: int) -> None:
+        """Count a body of known length that won't stay in memory, before it is sent."""
+        if length > self._limit:
+            self._quota.take(length)
+            self._counted = length
+
+    def add(self, data: bytes) -> None:
+        """Keep `data`; afterwards `due` tells whether to flush."""
+        self.size += len(data)
+        self._parts.append(data)
+        self._waiting += len(data)
+        if self.size > self._limit and self.size > self._counted:
+            self._quota.take(self.size - self._counted)
+            self._counted = self.size
+
+    @property
+    def due(self) -> bool:
+        """Whether there is a block to write to disk."""
+        if self._file is None:
+            return self.size > self._limit
+        return self._waiting >= BLOCK
+
+    @property
+    def on_disk(self) -> bool:
+        return self._file is not None
+
+    def flush(self) -> None:
+        """Write what is waiting to disk. Blocks; nothing else may be called meanwhile."""
+        parts, self._parts, self._waiting = self._parts, [], 0
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(dir=self._directory, prefix="greenroom-")  # noqa: SIM115
+        self._file.writelines(parts)
+
+    def rewind(self) -> None:
+        """Write all that is left and go to the start. Blocks, as `flush` does."""
+        self.flush()
+        assert self._file is not None
+        self._file.seek(0)
+
+    def open(self) -> BinaryIO:
+        """The complete body, at its start."""
+        if self._file is not None:
+            return self._file
+        parts = self._parts
+        return io.BytesIO(parts[0] if len(parts) == 1 else b"".join(parts))
+
+    def close(self) -> BinaryIO | None:
+        """Give back the quota; return the file, to be closed off the loop."""
+        self._quota.used -= self._counted
+        self._counted = 0
+        file, self._file = self._file, None
+        self._parts = []
+        return file

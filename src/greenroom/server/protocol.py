@@ -1,0 +1,529 @@
+"""One connection: bytes in, one request at a time, bytes out.
+
+::
+
+            head complete      body complete          answered
+    HEAD ────────────────► BODY ─────────► RUNNING ────────────► HEAD (keep-alive)
+      │  no body: at once ──────────────────▲  │
+      │ refused                                │ last answer
+      ▼                                        ▼
+    LINGERING ◄──────────────────────────── CLOSING       any state ──► lost
+
+Invariants:
+
+- At most one request is in flight. Bytes that arrive meanwhile stay in the buffer;
+  past `_PIPELINED` reading is paused, so they are bounded. It is not paused before:
+  a transport that doesn't read doesn't notice that the client has gone.
+- Bytes of a body never reach the parser of heads, and nothing is parsed once the
+  connection is to be closed.
+- A connection that is closed by us before all that was sent to us was read is
+  half-closed first and read for a while (LINGERING): closed at once, the kernel
+  would answer what is unread with a reset, which takes our answer from the client
+  (RFC 9112, 9.6).
+- Each state has a `deadline`; the server's sweep compares it with the clock once a
+  second. There are no timers per request. The deadline of a head isn't renewed by
+  its bytes; those of a body and of an answer are, by progress.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from math import inf
+from typing import TYPE_CHECKING
+
+from ..errors import PeerError
+from .app import Exchange
+from .body import Chunked, Length, Spool
+from .head import Environ, Request, parse
+
+if TYPE_CHECKING:
+    from .lifecycle import Server
+
+HEAD, BODY, RUNNING, LINGERING, CLOSING, LOST = range(6)
+
+# Pipelined bytes that are kept while a request is in flight.
+_PIPELINED = 1 << 16
+# Read and thrown away after the last answer.
+_LINGER_BYTES = 1 << 20
+
+_BARE_LF = re.compile(rb"(?<!\r)\n")
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Connection(asyncio.Protocol):
+    """A connection from accept to `connection_lost`. Belongs to the loop."""
+
+    __slots__ = (
+        "_base",
+        "_buffer",
+        "_decoder",
+        "_drain_waiter",
+        "_environ",
+        "_eof",
+        "_flushing",
+        "_idle_since",
+        "_lingered",
+        "_on_lost",
+        "_reading_paused",
+        "_request",
+        "_scanned",
+        "_served",
+        "_spool",
+        "_state",
+        "_transport",
+        "_trusted",
+        "_unwritten",
+        "deadline",
+        "exchange",
+        "server",
+        "sock",
+        "write_paused",
+    )
+
+    def __init__(self, server: Server, sock: socket.socket, base: Environ, trusted: bool) -> None:
+        # For the life of the connection.
+        self.server = server
+        self.sock = sock
+        self._base = base
+        self._trusted = trusted
+        self._transport: asyncio.Transport = None  # type: ignore[assignment]
+        self._state = HEAD
+        self._buffer = bytearray()
+        self._eof = False
+        self._served = 0
+        self._idle_since = server.loop.time()
+        self.deadline = self._idle_since + server.config.head_timeout
+        # Reading.
+        self._scanned = 0
+        self._reading_paused = False
+        self._lingered = 0
+        # Writing.
+        self.write_paused = False
+        self._drain_waiter: asyncio.Future[None] | None = None
+        self._unwritten = 0
+        self._on_lost: Callable[[], object] | None = None
+        # The current request, and what answers it.
+        self._request: Request | None = None
+        self._environ: Environ = {}
+        self._decoder: Length | Chunked | None = None
+        self._spool: Spool | None = None
+        self._flushing = False
+        self.exchange: Exchange | None = None
+
+    # What the transport calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+
+    def data_received(self, data: bytes) -> None:
+        state = self._state
+        if state <= BODY:
+            self._buffer += data
+            self._advance()
+        elif state == RUNNING:
+            self._buffer += data
+            if len(self._buffer) > _PIPELINED:
+                self._pause_reading()
+        elif state == LINGERING:
+            self._lingered += len(data)
+            if self._lingered > _LINGER_BYTES:
+                self._transport.abort()
+
+    def eof_received(self) -> bool:
+        self._eof = True
+        if self._state == RUNNING and self.server.ssl is None:
+            self.server.loop.call_later(
+                self.server.config.half_close_timeout, self._half_closed, self.exchange
+            )
+            return True
+        # A body that is being written to disk may be complete.
+        return self._state == CLOSING or self._flushing
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._state = LOST
+        self.deadline = inf
+        self._buffer.clear()
+        self.server.lost(self)
+        self._wake()
+        if self._on_lost is not None:
+            self._on_lost()
+        if self.exchange is not None:
+            self.exchange.disconnected()
+        if not self._flushing:
+            self._drop_body()
+
+    def pause_writing(self) -> None:
+        self.write_paused = True
+        self._watch_writing()
+
+    def resume_writing(self) -> None:
+        self.write_paused = False
+        if self._state == RUNNING:
+            self.deadline = inf
+        self._wake()
+
+    # What an exchange calls.
+
+    @property
+    def lost(self) -> bool:
+        """Whether nothing can be written any more."""
+        return self._state >= LINGERING
+
+    @property
+    def can_sendfile(self) -> bool:
+        return self.server.config.sendfile and self.server.ssl is None and not self.lost
+
+    def wants_another(self) -> bool:
+        """Whether a further request would be served on this connection."""
+        server = self.server
+        return server.config.keepalive > 0 and not server.draining and not self._eof
+
+    def write(self, data: bytes) -> None:
+        if self._state == RUNNING:
+            self._transport.write(data)
+
+    def writelines(self, data: list[bytes]) -> None:
+        if self._state == RUNNING:
+            self._transport.writelines(data)
+
+    async def drained(self) -> None:
+        """Wait until writing isn't paused, or nothing can be written any more."""
+        while self.write_paused and not self.lost:
+            if self._drain_waiter is None:
+                self._drain_waiter = self.server.loop.create_future()
+            # Shielded: several tasks of an application may wait for it.
+            await asyncio.shield(self._drain_waiter)
+
+    async def emptied(self) -> None:
+        """Wait until the transport has nothing buffered."""
+        self._transport.set_write_buffer_limits(high=0)
+        try:
+            while self._transport.get_write_buffer_size() and not self.lost:
+                if self.write_paused:
+                    await self.drained()
+                else:
+                    await asyncio.sleep(0)
+        finally:
+            if not self.lost:
+                self._transport.set_write_buffer_limits()
+
+    @contextlib.contextmanager
+    def stalling(self, wake: Callable[[], object]) -> Iterator[None]:
+        """While the socket takes nothing, outside of the transport's sight."""
+        self._on_lost = wake
+        self._watch_writing()
+        try:
+            yield
+        finally:
+            self._on_lost = None
+            if self._state == RUNNING:
+                self.deadline = inf
+
+    def cut(self, *, reset: bool) -> None:
+        """End the connection now; what was written still goes out unless `reset`."""
+        if self.lost:
+            return
+        self._state = CLOSING
+        if reset:
+            with contextlib.suppress(OSError):
+                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self._transport.abort()
+            return
+        self._close()
+
+    def answered(self, keep_alive: bool) -> None:
+        """The exchange is over: the next request, or the end."""
+        self.exchange = None
+        self._served += 1
+        if self._state != RUNNING:
+            return
+        if not keep_alive:
+            self._finish()
+            return
+        self._state = HEAD
+        self._scanned = 0
+        server = self.server
+        self._idle_since = now = server.loop.time()
+        if self._buffer:
+            self.deadline = now + server.config.head_timeout
+            self._advance()
+        elif self._eof:
+            self._close()
+        else:
+            self.deadline = now + (
+                server.config.drain_grace if server.draining else server.config.keepalive
+            )
+        if self._state <= BODY and not self._flushing:
+            self._resume_reading()
+
+    # What the server calls.
+
+    def on_deadline(self, now: float) -> None:
+        """The deadline of the current state has passed."""
+        state = self._state
+        if state == HEAD:
+            if self._buffer:
+                self._refuse(PeerError(408, "the head took too long"))
+            else:
+                self._close_idle(now)
+        elif state == BODY:
+            if self._flushing:
+                self.deadline = now + self.server.config.body_timeout
+            else:
+                self._refuse(PeerError(408, "the body took too long"))
+        elif state != LOST:
+            unwritten = self._transport.get_write_buffer_size()
+            if unwritten < self._unwritten:
+                self._watch_writing()
+            else:
+                self._transport.abort()
+
+    def drain(self, now: float) -> None:
+        """No further request is wanted. What has been sent to us is still answered.
+
+        A connection that is new, or was used a moment ago, gets a short grace: its
+        client may be sending a request right now, and would lose it.
+        """
+        if self._state != HEAD or self._buffer:
+            return
+        grace = self.server.config.drain_grace
+        if self._served == 0 or now - self._idle_since < grace:
+            self.deadline = min(self.deadline, now + grace)
+        else:
+            self._close_idle(now)
+
+    def end(self) -> None:
+        """The time of grace is over."""
+        if self.exchange is not None:
+            self.exchange.cancel()
+        elif self._state != LOST:
+            self._transport.abort()
+
+    # Reading.
+
+    def _advance(self) -> None:
+        try:
+            while self._buffer:
+                if self._state == HEAD:
+                    if not self._read_head():
+                        return
+                elif self._state != BODY or self._flushing or not self._read_body():
+                    return
+        except PeerError as exc:
+            self._refuse(exc)
+
+    def _read_head(self) -> bool:
+        """Parse a head if it is complete."""
+        server = self.server
+        config = server.config
+        buffer = self._buffer
+        if not self._scanned:
+            if self._served:
+                self.deadline = server.loop.time() + config.head_timeout
+            # One empty line before a request: RFC 9112, 2.2.
+            if buffer[:2] == b"\r\n":
+                del buffer[:2]
+                self._scanned = 1
+            elif buffer == b"\r":
+                return False
+        end = buffer.find(b"\r\n\r\n", max(0, self._scanned - 4))
+        if end < 0:
+            limit = config.limit_request_line
+            line = buffer.find(b"\r\n", 0, limit + 2)
+            if line < 0 and len(buffer) >= limit + 2:
+                raise PeerError(414, "request line too long")
+            if len(buffer) > config.max_head:
+                raise PeerError(431, "head too large")
+            if _BARE_LF.search(buffer, self._scanned):
+                raise PeerError(400, "a bare LF in the head")
+            self._scanned = max(self._scanned, len(buffer))
+            return False
+        end += 4
+        if end > config.max_head:
+            raise PeerError(431, "head too large")
+        with memoryview(buffer) as view:
+            head = bytes(view[:end])
+        del buffer[:end]
+        self._scanned = 0
+        request, environ = parse(head, config, self._base, self._trusted)
+        self._request, self._environ = request, environ
+        if request.chunked or request.length:
+            self._begin_body(request)
+        else:
+            environ["wsgi.input"] = request.body = server.no_body()
+            self._run()
+        return True
+
+    def _begin_body(self, request: Request) -> None:
+        server = self.server
+        config = server.config
+        self._spool = spool = Spool(config.max_body_in_memory, config.spool_dir, server.quota)
+        self._decoder = Chunked() if request.length is None else Length(request.length)
+        self._state = BODY
+        if request.length is not None:
+            spool.expect(request.length)
+        self.deadline = server.loop.time() + config.body_timeout
+        if request.expects_continue and not self._buffer:
+            self._transport.write(_CONTINUE)
+
+    def _read_body(self) -> bool:
+        decoder, spool = self._decoder, self._spool
+        assert decoder is not None
+        assert spool is not None
+        data = decoder.take(self._buffer)
+        if data:
+            spool.add(data)
+        if decoder.done:
+            if spool.due or spool.on_disk:
+                self._flush(spool.rewind)
+            else:
+                self._body_complete()
+            return True
+        self.deadline = self.server.loop.time() + self.server.config.body_timeout
+        if spool.due:
+            self._flush(spool.flush)
+            return False
+        return bool(data)
+
+    def _flush(self, write: Callable[[], None]) -> None:
+        """Write to disk off the loop; read no more meanwhile."""
+        self._flushing = True
+        self._pause_reading()
+        future = self.server.loop.run_in_executor(self.server.disk, write)
+        future.add_done_callback(self._flushed)
+
+    def _flushed(self, future: asyncio.Future[None]) -> None:
+        self._flushing = False
+        error = None if future.cancelled() else future.exception()
+        if self._state != BODY:
+            self._drop_body()
+            return
+        if error is not None or future.cancelled():
+            self.server.log.error("A request's body can't be written to disk: %s", error)
+            self._refuse(PeerError(503, "no room on disk for a request's body"))
+            return
+        assert self._decoder is not None
+        if self._decoder.done:
+            self._body_complete()
+        elif self._eof:
+            self._close()
+        else:
+            self._advance()
+        if self._state <= BODY and not self._flushing:
+            self._resume_reading()
+
+    def _body_complete(self) -> None:
+        request, spool = self._request, self._spool
+        assert request is not None
+        assert spool is not None
+        environ = self._environ
+        environ["wsgi.input"] = request.body = spool.open()
+        environ["CONTENT_LENGTH"] = str(spool.size)
+        self._decoder = None
+        self._run()
+
+    def _run(self) -> None:
+        request, environ, spool = self._request, self._environ, self._spool
+        assert request is not None
+        self._request, self._environ, self._spool = None, {}, None
+        self._state = RUNNING
+        self.deadline = inf
+        if len(self._buffer) <= _PIPELINED:
+            self._resume_reading()
+        self.exchange = Exchange(self, request, environ, spool)
+        if self._eof:
+            self.server.loop.call_later(
+                self.server.config.half_close_timeout, self._half_closed, self.exchange
+            )
+
+    def _half_closed(self, exchange: Exchange | None) -> None:
+        if exchange is not None and self.exchange is exchange:
+            exchange.disconnected()
+
+    def _pause_reading(self) -> None:
+        if not self._reading_paused and self._state != LOST:
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        if self._reading_paused and self._state != LOST:
+            self._reading_paused = False
+            self._transport.resume_reading()
+
+    def _drop_body(self) -> None:
+        spool, self._spool = self._spool, None
+        if spool is not None and (file := spool.close()) is not None:
+            self.server.disk.submit(file.close)
+
+    # The end.
+
+    def _refuse(self, error: PeerError) -> None:
+        """Answer what can't be served, and read no further request."""
+        server = self.server
+        if self._state >= RUNNING:
+            return
+        server.refused(error, self._base, self._request)
+        self._transport.write(server.refusal(error.status))
+        if not self._flushing:
+            self._drop_body()
+        self._linger()
+
+    def _finish(self) -> None:
+        """The last answer was written."""
+        if self._eof or (not self._buffer and not self.server.draining):
+            self._close()
+        else:
+            self._linger()
+
+    def _linger(self) -> None:
+        if self._eof or not self._transport.can_write_eof():
+            self._close()
+            return
+        self._state = LINGERING
+        self._buffer.clear()
+        self._transport.write_eof()
+        self._resume_reading()
+        self._unwritten = self._transport.get_write_buffer_size()
+        config = self.server.config
+        timeout = config.write_timeout if self._unwritten else config.linger_timeout
+        self.deadline = self.server.loop.time() + timeout
+
+    def _close(self) -> None:
+        self._state = CLOSING
+        self._buffer.clear()
+        self._watch_writing()
+        self._transport.close()
+
+    def _close_idle(self, now: float) -> None:
+        """Close a connection that has no request, unless one is just arriving."""
+        if self.server.ssl is None:
+            try:
+                self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                pass
+            except OSError:
+                self._transport.abort()
+                return
+            else:
+                # Bytes, or the EOF: the loop is about to read them.
+                self.deadline = now + self.server.config.drain_grace
+                return
+        self._close()
+
+    def _watch_writing(self) -> None:
+        self._unwritten = self._transport.get_write_buffer_size()
+        self.deadline = self.server.loop.time() + self.server.config.write_timeout
+
+    def _wake(self) -> None:
+        waiter, self._drain_waiter = self._drain_waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def __repr__(self) -> str:
+        names = ("HEAD", "BODY", "RUNNING", "LINGERING", "CLOSING", "LOST")
+        return f"<Connection {names[self._state]} served={self._served}>"

@@ -1,0 +1,420 @@
+"""One answer: `start_response`, its framing, and how a body gets to the socket.
+
+The framing is decided here, not by the application: Content-Length if it is
+declared or the body is complete, otherwise chunks for HTTP/1.1 and the end of the
+connection for HTTP/1.0; no body at all for HEAD, 204 and 304. Hop-by-hop fields of
+the application are dropped (PEP 3333 forbids them), except that ``Connection:
+close`` is obeyed. A body longer than declared is cut, a shorter one ends the
+connection without a well-formed end.
+
+Status, names and values are checked when `start_response` is called: what could
+end a line is an error of the application (500), never sent.
+
+On `sendfile` (prototyped on asyncio and uvloop 0.23): uvloop has none, and refuses
+`add_writer` for the descriptor of a transport. A `dup` of it is another descriptor
+of the same socket, and so is accepted. The transport must have nothing buffered:
+with a high-water mark of 0, `pause_writing` comes if it has, and `resume_writing`
+when it hasn't any more. When the file is sent the transport can write again. A
+socket that the transport has closed stays open in the dup until that is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import re
+import stat
+from collections.abc import AsyncIterator, Callable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from ..bridge import await_
+from ..errors import ApplicationError
+
+if TYPE_CHECKING:
+    from .head import Request
+    from .protocol import Connection
+
+ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
+
+# From here on, head and body are two buffers of one call instead of one copy.
+_JOIN = 1 << 16
+# Sent by one call of sendfile: it blocks the loop while the disk is read.
+_SENDFILE_BLOCK = 1 << 20
+_FILE_BLOCK = 1 << 16
+
+_STATUS = re.compile(r"([2-9][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
+_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9a-zA-Z]+")
+_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+_HOP_BY_HOP = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+# name of a field -> its lower-case form; checked once.
+_checked: dict[str, str] = {}
+_MAX_CHECKED = 1024
+
+
+class PeerGone(ConnectionResetError):
+    """The client is no longer there to be written to."""
+
+
+class FileWrapper:
+    """`wsgi.file_wrapper`: the rest of a file, from its current position.
+
+    Sent by `sendfile` if it is a plain file on a plain socket, otherwise read in
+    blocks. To be returned as it is; wrapped by a middleware it is iterated.
+    """
+
+    def __init__(self, filelike: Any, blksize: int = _FILE_BLOCK) -> None:
+        self.filelike = filelike
+        self.blksize = blksize
+        if hasattr(filelike, "close"):
+            self.close = filelike.close
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        data: bytes = self.filelike.read(self.blksize)
+        if not data:
+            raise StopIteration
+        return data
+
+    def plain(self) -> tuple[int, int, int] | None:
+        """Descriptor, position and what is left of a plain file; None if it isn't one.
+
+        An object that has a `fileno` may still decode what it reads (gzip), so
+        only Python's own unbuffered and buffered files are taken.
+        """
+        file = self.filelike
+        for _ in range(3):
+            if isinstance(file, (io.BufferedReader, io.BufferedRandom, io.FileIO)):
+                break
+            file = getattr(file, "file", None)
+        else:
+            return None
+        raw = file if isinstance(file, io.FileIO) else file.raw
+        if not isinstance(raw, io.FileIO):
+            return None
+        try:
+            info = os.fstat(raw.fileno())
+            position = file.tell()
+        except (OSError, ValueError):
+            return None
+        if not stat.S_ISREG(info.st_mode):
+            return None
+        return raw.fileno(), position, max(0, info.st_size - position)
+
+
+class Response:
+    """One answer. gunicorn's hooks and its access log get this object.
+
+    `status` and `headers` are as the application gave them, `sent` counts the
+    bytes of the body, `response_length` is the declared length or None.
+    """
+
+    __slots__ = (
+        "_connection",
+        "_omits_body",
+        "_remaining",
+        "chunked",
+        "headers",
+        "headers_sent",
+        "keep_alive",
+        "must_close",
+        "request",
+        "response_length",
+        "sent",
+        "status",
+        "status_code",
+    )
+
+    def __init__(self, connection: Connection, request: Request) -> None:
+        self._connection = connection
+        self.request = request
+        self.status: str = ""
+        self.status_code = 0
+        self.headers: list[tuple[str, str]] = []
+        self.headers_sent = False
+        self.response_length: int | None = None
+        self.chunked = False
+        self.must_close = False
+        self.keep_alive = False
+        self.sent = 0
+        self._remaining: int | None = None
+        self._omits_body = False
+
+    def start_response(
+        self,
+        status: str,
+        headers: list[tuple[str, str]],
+        exc_info: ExcInfo | None = None,
+    ) -> Callable[[bytes], None]:
+        """PEP 3333's. Raises `ApplicationError` for what must not be sent."""
+        if exc_info is not None:
+            try:
+                if self.headers_sent:
+                    raise exc_info[1].with_traceback(exc_info[2])
+            finally:
+                exc_info = None
+        elif self.status:
+            raise ApplicationError(
+                "start_response() was called twice: the second call needs exc_info."
+            )
+        if not isinstance(status, str):
+            raise ApplicationError(f"The status must be a str, not {type(status).__name__}.")
+        match = _STATUS.fullmatch(status)
+        if match is None:
+            raise ApplicationError(f"Invalid status: {status!r}")
+        self._take(headers)
+        self.status = status
+        self.status_code = int(match[1])
+        return self.write
+
+    def _take(self, headers: list[tuple[str, str]]) -> None:
+        kept: list[tuple[str, str]] = []
+        length: int | None = None
+        must_close = False
+        checked = _checked
+        for name, value in headers:
+            lower = checked.get(name) or _check_name(name)
+            if not isinstance(value, str):
+                raise ApplicationError(
+                    f"The value of {name} must be a str, not {type(value).__name__}."
+                )
+            # The value is not in the message: it may be a secret.
+            if _VALUE.fullmatch(value) is None:
+                raise ApplicationError(f"Invalid characters in the value of {name}.")
+            if lower in _HOP_BY_HOP:
+                if lower == "connection" and "close" in value.lower():
+                    must_close = True
+                continue
+            if lower == "content-length":
+                digits = value.strip(" \t")
+                if not (digits.isascii() and digits.isdigit()) or (
+                    length is not None and length != int(digits)
+                ):
+                    raise ApplicationError(f"Invalid Content-Length: {value!r}")
+                if length is not None:
+                    continue
+                length = int(digits)
+            kept.append((name, value))
+        self.headers = kept
+        self.response_length = length
+        self.must_close = must_close
+
+    def write(self, data: bytes) -> None:
+        """PEP 3333's `write()`: for synchronous code on a thread or in a bridge."""
+        await_(self.send(data))
+
+    # How a body is sent. All that follows belongs to the loop.
+
+    def complete(self, data: bytes) -> None:
+        """Send head and body: `data` is all of it (or all that is left)."""
+        if self.headers_sent:
+            self._emit(data)
+        else:
+            self._emit(data, length=len(data))
+        if self.chunked:
+            self._connection.write(b"0\r\n\r\n")
+            self.chunked = False
+            self._remaining = 0
+
+    async def send(self, data: bytes) -> bool:
+        """Send an item of the body as it comes; wait while the client is slow.
+
+        Returns whether more is wanted: False when the body is complete, or there
+        is none to send.
+        """
+        if not isinstance(data, bytes):
+            raise ApplicationError(f"A body's items must be bytes, not {type(data).__name__}.")
+        connection = self._connection
+        if connection.lost:
+            raise PeerGone
+        if not data:
+            return True
+        self._emit(data)
+        if connection.write_paused:
+            await connection.drained()
+            if connection.lost:
+                raise PeerGone
+        return self._remaining != 0 and not self._omits_body
+
+    def satisfied_by(self, data: bytes) -> bool:
+        """Whether `data` is exactly the body that was declared."""
+        return not self.headers_sent and self.response_length == len(data)
+
+    async def end(self) -> None:
+        """The application is done: finish the framing; wait for a slow client."""
+        connection = self._connection
+        if not self.headers_sent:
+            self.complete(b"")
+        elif self.chunked:
+            connection.write(b"0\r\n\r\n")
+            self.chunked = False
+        if self._remaining and not self._omits_body and not connection.lost:
+            connection.server.log.warning(
+                "%s %s: the body is %d bytes shorter than its Content-Length.",
+                self.request.method,
+                self.request.path,
+                self._remaining,
+            )
+            self.abort()
+        elif connection.write_paused:
+            await connection.drained()
+
+    def abort(self) -> None:
+        """End the connection so that the client sees that the body is not complete."""
+        self.keep_alive = False
+        # Closing is the proper end of a body without length or chunks.
+        until_close = self.headers_sent and not self.chunked and self.response_length is None
+        self._connection.cut(reset=until_close)
+
+    async def send_file(self, wrapper: FileWrapper) -> bool:
+        """Send a plain file by `sendfile(2)`. False if that can't be done here."""
+        connection = self._connection
+        plain = wrapper.plain() if connection.can_sendfile else None
+        if plain is None or self.headers_sent or self.request.method == "HEAD":
+            return False
+        descriptor, position, size = plain
+        count = size if self.response_length is None else min(size, self.response_length)
+        self._emit(b"", length=size)
+        if self._omits_body:
+            return True
+        sent = 0
+        try:
+            async for sent in _sendfile(connection, descriptor, position, count):  # noqa: B007
+                pass
+        finally:
+            self.sent += sent
+            if self._remaining is not None:
+                self._remaining -= sent
+        return True
+
+    def _emit(self, data: bytes, length: int | None = None) -> None:
+        head = b"" if self.headers_sent else self._head(length, bool(data))
+        if self._omits_body:
+            data = b""
+        elif data:
+            remaining = self._remaining
+            if remaining is not None:
+                if len(data) > remaining:
+                    self._connection.server.log.warning(
+                        "%s %s: the body is longer than its Content-Length; it was cut.",
+                        self.request.method,
+                        self.request.path,
+                    )
+                    data = data[:remaining]
+                self._remaining = remaining - len(data)
+            self.sent += len(data)
+        connection = self._connection
+        if self.chunked and data:
+            size = b"%x\r\n" % len(data)
+            if len(data) < _JOIN:
+                connection.write(b"%b%b%b\r\n" % (head, size, data))
+            else:
+                connection.writelines([head + size, data, b"\r\n"])
+        elif len(data) < _JOIN:
+            if head or data:
+                connection.write(head + data)
+        else:
+            connection.writelines([head, data] if head else [data])
+
+    def _head(self, length: int | None, some: bool) -> bytes:
+        """Decide the framing and return the head. `length`: of a complete body."""
+        if not self.status:
+            raise ApplicationError("The body began before start_response() was called.")
+        request = self.request
+        connection = self._connection
+        headers = self.headers
+        status = self.status_code
+        bare = status in (204, 304)
+        self._omits_body = bare or request.method == "HEAD"
+        if status == 204 and self.response_length is not None:
+            # RFC 9110, 8.6.
+            headers = [each for each in headers if each[0].lower() != "content-length"]
+            self.response_length = None
+        lines = [f"HTTP/1.1 {self.status}\r\n"]
+        if self.response_length is None and not bare:
+            if length is not None and (some or not self._omits_body):
+                # For HEAD, an empty body says nothing about the one of GET.
+                self.response_length = length
+                lines.append(f"Content-Length: {length}\r\n")
+            elif not self._omits_body:
+                if request.version == (1, 1):
+                    self.chunked = True
+                    lines.append("Transfer-Encoding: chunked\r\n")
+                else:
+                    self.must_close = True
+        self._remaining = self.response_length
+        self.keep_alive = request.keep_alive and not self.must_close and connection.wants_another()
+        if not self.keep_alive:
+            lines.append("Connection: close\r\n")
+        elif request.version == (1, 0):
+            lines.append("Connection: keep-alive\r\n")
+        names = connection.server.standard_fields
+        seen = {name.lower() for name, _ in headers}
+        lines += [line for name, line in names.items() if name not in seen]
+        lines += [f"{name}: {value}\r\n" for name, value in headers]
+        lines.append("\r\n")
+        self.headers_sent = True
+        return "".join(lines).encode("latin-1")
+
+
+def _check_name(name: Any) -> str:
+    if not isinstance(name, str):
+        raise ApplicationError(f"A header's name must be a str, not {type(name).__name__}.")
+    if _NAME.fullmatch(name) is None:
+        raise ApplicationError(f"Invalid name of a header: {name!r}")
+    lower = name.lower()
+    if len(_checked) < _MAX_CHECKED:
+        _checked[name] = lower
+    return lower
+
+
+async def _sendfile(
+    connection: Connection, descriptor: int, position: int, count: int
+) -> AsyncIterator[int]:
+    """Send part of a file beside the transport; yield how much was sent up to now."""
+    await connection.emptied()
+    if connection.lost:
+        raise PeerGone
+    loop = connection.server.loop
+    sock = os.dup(connection.sock.fileno())
+    writable = asyncio.Event()
+    sent = 0
+    try:
+        while sent < count:
+            try:
+                block = os.sendfile(
+                    sock, descriptor, position + sent, min(count - sent, _SENDFILE_BLOCK)
+                )
+            except BlockingIOError:
+                writable.clear()
+                loop.add_writer(sock, writable.set)
+                try:
+                    with connection.stalling(writable.set):
+                        await writable.wait()
+                finally:
+                    loop.remove_writer(sock)
+                continue
+            except OSError as exc:
+                raise PeerGone from exc
+            if block == 0:
+                break
+            sent += block
+            yield sent
+            if connection.lost:
+                raise PeerGone
+            await asyncio.sleep(0)
+    finally:
+        os.close(sock)
