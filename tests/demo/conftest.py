@@ -55,6 +55,7 @@ def site(tmp_path_factory):
         if name not in ("DJANGO_SETTINGS_MODULE", "DJANGO_DEBUG", "MONTAGE_UPSTREAM")
     } | {
         "PORT": "0",
+        "HOME": str(directory),  # gunicorn keeps its control socket there
         "MONTAGE_DATABASE": str(directory / "montage.sqlite3"),
         "MONTAGE_SECRET_KEY": "the tests leave no file in the checkout",
     }

@@ -86,6 +86,7 @@ def test_not_found_is_a_page(client):
     response = client.get("/montage/?board=nowhere")
     assert response.status_code == 404
     assert "There is no such board" in response.text
+    assert "There is no such page." in client.get("/nowhere/").text
 
 
 def test_foreign_host_is_refused(client):
@@ -108,7 +109,7 @@ def test_both_ways_are_compared(client):
     assert fast < slow / 2
     for path in ("/montage/", "/montage/sync/", "/montage/stream/"):
         page = client.get(path, params={"board": "on-the-way"}).text
-        assert "sooner at&nbsp;once" in page
+        assert "×</b> as fast" in page
 
 
 def test_services_in_trouble_cost_their_tile_and_not_the_page(client):

@@ -48,6 +48,7 @@ if (clock) {
   const leave = () => {
     source.close();
     source = null;
+    find("[data-listeners]").textContent = "–";
     say("You left; the server knows.");
     find("[data-toggle]").textContent = "Come back";
   };
