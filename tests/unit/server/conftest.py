@@ -102,6 +102,7 @@ class Driven:
     """What came out of one connection."""
 
     raw: bytes
+    aborted: bool
     transport: FakeTransport
     log: RecordingLog
     answers: list[Answer] = field(default_factory=list)
@@ -176,6 +177,7 @@ class Harness:
         return connection, transport
 
     async def aclose(self) -> None:
+        self.server.hurry = True
         await self.server.drain(0.5)
         await self.home.aclose()
         for sock in self.sockets:
@@ -198,9 +200,9 @@ async def _drive(
     async with asyncio.timeout(10):
         while not (transport.closed.is_set() or transport.eof_written):
             await asyncio.sleep(0.001)
-    raw = bytes(transport.written)
+    raw, aborted = bytes(transport.written), transport.aborted
     await harness.aclose()
-    return Driven(raw, transport, harness.log, parse_answers(raw, methods))
+    return Driven(raw, aborted, transport, harness.log, parse_answers(raw, methods))
 
 
 @pytest.fixture

@@ -1,0 +1,148 @@
+"""Applications for the wire tests: no framework but Flask, no Django."""
+
+import asyncio
+import json
+import os
+import sys
+import threading
+import time
+from typing import Any
+
+from flask import Flask, request
+
+
+def note(what: str) -> None:
+    sys.stderr.write(f"note: {what}\n")
+    sys.stderr.flush()
+
+
+async def bare(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    path = environ["PATH_INFO"]
+    if path == "/sleep":
+        note("sleeping")
+        await asyncio.sleep(float(environ["QUERY_STRING"]))
+    elif path == "/hang":
+        if environ["QUERY_STRING"] == "keep":
+            environ["coroutine_wsgi.cancel_on_disconnect"] = False
+        note("hanging")
+        try:
+            await asyncio.sleep(2.5 if environ["QUERY_STRING"] == "keep" else 3600)
+        except asyncio.CancelledError:
+            note("cancelled")
+            raise
+        note("finished")
+    elif path == "/exit":
+        raise SystemExit(7)
+    elif path == "/exit-in-child":
+
+        async def leave() -> None:
+            raise SystemExit(7)
+
+        environ["task"] = asyncio.create_task(leave())
+        await asyncio.sleep(3600)
+    elif path == "/stuck":
+        time.sleep(3600)
+    body = environ["wsgi.input"].read()
+    seen = {k: v for k, v in environ.items() if isinstance(v, (str, bool, tuple))}
+    seen |= {"body": len(body), "pid": os.getpid(), "thread": threading.current_thread().name}
+    start_response("200 OK", [("Content-Type", "application/json")])
+    return [json.dumps(seen).encode()]
+
+
+def plain(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    path = environ["PATH_INFO"]
+    if path == "/sleep":
+        note("sleeping")
+        time.sleep(float(environ["QUERY_STRING"]))
+    elif path == "/exit":
+        raise SystemExit(7)
+    body = environ["wsgi.input"].read()
+    start_response("200 OK", [("X-Thread", threading.current_thread().name)])
+    return [b"%d" % len(body)]
+
+
+def generator(environ: dict[str, Any], start_response: Any) -> Any:
+    start_response("200 OK", [])
+    try:
+        for number in range(int(environ["QUERY_STRING"] or 3)):
+            yield b"%d\n" % number
+        if environ["PATH_INFO"] == "/fail":
+            raise RuntimeError("failed on purpose")
+    finally:
+        note("generator closed")
+
+
+class Stream:
+    """Async items; `/slow` waits between them."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.number = 0
+
+    def __aiter__(self) -> "Stream":
+        return self
+
+    async def __anext__(self) -> bytes:
+        self.number += 1
+        if self.path == "/fail" and self.number == 3:
+            raise RuntimeError("failed on purpose")
+        if self.path == "/big":
+            if self.number % 100 == 0:
+                note(f"made {self.number}")
+            return b"x" * 65536
+        if self.path == "/slow" and self.number > 1:
+            await asyncio.sleep(3600)
+        if self.number > 3:
+            raise StopAsyncIteration
+        return b"%d\n" % self.number
+
+    async def aclose(self) -> None:
+        await asyncio.sleep(0.01)
+        note(f"aclose after {self.number}")
+
+
+async def stream(environ: dict[str, Any], start_response: Any) -> Stream:
+    start_response("200 OK", [])
+    return Stream(environ["PATH_INFO"])
+
+
+def file(environ: dict[str, Any], start_response: Any) -> Any:
+    opened = open(environ["QUERY_STRING"], "rb")  # noqa: SIM115
+    start_response("200 OK", [])
+    return environ["wsgi.file_wrapper"](opened)
+
+
+async def async_file(environ: dict[str, Any], start_response: Any) -> Any:
+    return file(environ, start_response)
+
+
+flask = Flask(__name__)
+
+
+@flask.post("/upload")
+def upload() -> dict[str, Any]:
+    return {"files": {n: len(f.read()) for n, f in request.files.items()}, "form": request.form}
+
+
+@flask.get("/")
+def index() -> str:
+    return "from flask"
+
+
+class Starting:
+    """An application whose start-up fails, or works, as the environment says."""
+
+    coroutine_wsgi_options = {"max_parked": 11, "spool_quota": 0}  # noqa: RUF012
+
+    async def coroutine_wsgi_startup(self) -> None:
+        await asyncio.sleep(0)
+        if "FAIL" in os.environ:
+            raise RuntimeError("no database today")
+        self.started = True
+
+    async def __call__(self, environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return [str(self.started).encode()]
+
+
+starting = Starting()
