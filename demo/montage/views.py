@@ -111,19 +111,22 @@ async def clock_events(request):
 
 
 async def _ticks():
-    ticks = 0
+    ticks, second = 0, int(time.time())
     with counters.counting("listeners"):
         try:
             yield "retry: 2000\n\n"
             while True:
                 ticks += 1
                 tick = {
-                    "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                    "time": datetime.fromtimestamp(second, UTC).isoformat(),
                     "tick": ticks,
                     "listeners": counters.status()["listeners"],
                 }
                 yield f"event: tick\nid: {ticks}\ndata: {json.dumps(tick)}\n\n"
-                await asyncio.sleep(1 - time.time() % 1)  # to the next full second
+                # Counted and not read off the clock: a timer may fire a moment too early, and
+                # the same second would be told twice.
+                second = max(second + 1, int(time.time()))
+                await asyncio.sleep(second - time.time())
         finally:
             logger.info("clock: a client left after %d ticks", ticks)
 
