@@ -26,6 +26,12 @@ Rule 5: **an idle greenlet holds nothing**: no context, no result, no arguments,
 no parent but the thread's own. A `gr_context` left behind keeps a whole request
 alive.
 
+Rule 6: **no frame that may outlive its thread refers to the thread's own
+greenlet**, so `getcurrent()` is not called on threads without a loop. When a
+thread ends, greenlet drops a reference too many to it if it is held by the frame
+of a traceback, and the next garbage collection crashes (seen with 3.5.6 on
+CPython 3.13.0: a logged exception of a thread that had ended).
+
 Greenlets are pooled because a new one that runs deep Python code maps a new
 frame stack: 50-60 µs, against about 1 µs for a used one.
 
@@ -47,7 +53,7 @@ import logging
 import sys
 import threading
 import types
-from asyncio import CancelledError, current_task
+from asyncio import CancelledError, _get_running_loop, current_task
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar, cast
@@ -126,9 +132,12 @@ def await_(awaitable: Awaitable[T]) -> T:
     cancelled; `BridgeError` where nothing can wait: on the loop outside of a
     bridge of the current task, and in a finaliser.
     """
+    if _get_running_loop() is None:
+        return _await_on_thread(awaitable)
     bridge = getcurrent()
     if bridge.__class__ is not _Bridge or bridge.task is not current_task():
-        return _await_elsewhere(awaitable)
+        del bridge
+        raise _refuse(awaitable, _OUTSIDE)
     if _collecting == threading.get_ident():
         raise _refuse(awaitable, _IN_FINALISER)
     coroutine = awaitable if inspect.iscoroutine(awaitable) else _coroutine(awaitable)
@@ -174,6 +183,8 @@ def bridged(fn: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]
 
 def in_bridge() -> bool:
     """Whether `await_` here would suspend the current task (and block no thread)."""
+    if _get_running_loop() is None:
+        return False
     bridge = getcurrent()
     return bridge.__class__ is _Bridge and bridge.task is current_task()
 
@@ -277,15 +288,14 @@ _IN_FINALISER = (
 )
 
 
-def _await_elsewhere(awaitable: Awaitable[T]) -> T:
-    """On the loop outside of a bridge: an error. On a thread: its own way to wait."""
-    if asyncio._get_running_loop() is not None:
-        raise _refuse(
-            awaitable,
-            "await_() was called on the event loop outside of a bridge of the current task. In a "
-            "coroutine, use await; for synchronous code in a child task, start the task with "
-            "greenroom.bridged().",
-        )
+_OUTSIDE = (
+    "await_() was called on the event loop outside of a bridge of the current task. In a "
+    "coroutine, use await; for synchronous code in a child task, start the task with "
+    "greenroom.bridged()."
+)
+
+
+def _await_on_thread(awaitable: Awaitable[T]) -> T:
     if _collecting == threading.get_ident() or _in_del():
         raise _refuse(awaitable, _IN_FINALISER)
     return cast("T", (_thread.wait or _fallback)(awaitable))
