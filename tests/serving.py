@@ -88,12 +88,21 @@ class Server:
         family = socket.AF_INET if isinstance(self.address, tuple) else socket.AF_UNIX
         sock = socket.socket(family)
         sock.settimeout(timeout)
-        sock.connect(self.address)
+        try:
+            sock.connect(self.address)
+        except BaseException:
+            sock.close()
+            raise
         return sock
 
     def workers(self) -> list[int]:
         """The ids of all workers that were ever started, oldest first."""
         return [int(each) for each in _BOOTING.findall(self.log())]
+
+    @property
+    def ended(self) -> bool:
+        """Whether no process of this server holds its output open any more."""
+        return self._ended
 
     def send_signal(self, sig: int) -> None:
         self.process.send_signal(sig)
@@ -151,9 +160,7 @@ def serve(
     directory = Path(tempfile.mkdtemp(prefix="greenroom-serving-"))
     bind = f"unix:{directory}/socket" if unix else "127.0.0.1:0"
     config = directory / "gunicorn.conf.py"
-    config.write_text(
-        _CONFIG.format(bind=bind, workers=workers, threads=threads) + extra_config
-    )
+    config.write_text(_CONFIG.format(bind=bind, workers=workers, threads=threads) + extra_config)
     environment: dict[str, Any] = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
     process = subprocess.Popen(
         [sys.executable, "-m", "gunicorn", "-c", str(config), *options, app],

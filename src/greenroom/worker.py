@@ -313,7 +313,8 @@ def _config(cfg: Any, spool_quota: int | None) -> Config:
         import ipaddress
 
         trusted = tuple(ipaddress.ip_network(each) for each in cfg.forwarded_allow_ips if each)
-    sendfile = cfg.sendfile
+    # Not `cfg.sendfile`: that is False whenever it is set, to True even.
+    sendfile = cfg.settings["sendfile"].get()
     if sendfile is None:
         sendfile = os.environ.get("SENDFILE", "y").lower() in ("y", "1", "yes", "true")
     return Config(

@@ -105,9 +105,7 @@ def test_items_become_chunks(drive: Any, kind: str, make_body: Any) -> None:
 
 
 @pytest.mark.parametrize("make_body", [Body, AsyncBody])
-def test_items_for_http_1_0_end_with_the_connection(
-    drive: Any, kind: str, make_body: Any
-) -> None:
+def test_items_for_http_1_0_end_with_the_connection(drive: Any, kind: str, make_body: Any) -> None:
     driven = drive(
         make(make_body(b"a", b"b"), kind=kind), b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
     )
@@ -327,13 +325,13 @@ def test_file_wrapper(drive: Any, tmp_path: Any, kind: str, opened: str, declare
     data = b"0123456789"
     path.write_bytes(gzip.compress(data) if opened == "gzip" else data)
     if opened == "wrapped":
-        file: Any = tempfile.NamedTemporaryFile(dir=tmp_path)
+        file: Any = tempfile.NamedTemporaryFile(dir=tmp_path)  # noqa: SIM115
         file.write(data)
         file.flush()
     elif opened == "memory":
         file = io.BytesIO(data)
     elif opened == "gzip":
-        file = gzip.open(path)
+        file = gzip.open(path)  # noqa: SIM115
     else:
         file = path.open("rb", buffering=0 if opened == "unbuffered" else -1)
     file.seek(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -32,7 +33,7 @@ PIPELINE = (
     b"Cookie: b=2\r\nX-A: 1 \r\nX-A:\t2\r\nX_A: 3\r\n\r\n"
     b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 12\r\n\r\nhello\r\n\r\nGET"
     b"POST /c HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: Chunked\r\n\r\n"
-    b"5;a=b\r\nhello\r\n006 ; q=\"x\"\r\n world\r\n0\r\nX-Late: no\r\nHost: evil\r\n\r\n"
+    b'5;a=b\r\nhello\r\n006 ; q="x"\r\n world\r\n0\r\nX-Late: no\r\nHost: evil\r\n\r\n'
     b"HEAD /h HTTP/1.1\r\nHost: h\r\n\r\n"
     b"POST /u HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: h2c\r\n"
     b"Content-Length: 31\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: x"
@@ -84,7 +85,7 @@ def test_pipeline_byte_by_byte(drive: Any) -> None:
 @given(st.lists(st.integers(1, len(PIPELINE) - 1), max_size=8, unique=True))
 def test_pipeline_split_anywhere(drive: Any, cuts: list[int]) -> None:
     edges = [0, *sorted(cuts), len(PIPELINE)]
-    pieces = [PIPELINE[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    pieces = [PIPELINE[a:b] for a, b in itertools.pairwise(edges)]
     check_pipeline(drive(echo, *pieces, methods=METHODS))
 
 
@@ -243,7 +244,8 @@ def test_keep_alive_switched_off(drive: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "early", "told"), [("1.1", False, True), ("1.1", True, False), ("1.0", False, False)]
+    ("version", "early", "told"),
+    [("1.1", False, True), ("1.1", True, False), ("1.0", False, False)],
 )
 def test_expect_continue(drive: Any, version: str, early: bool, told: bool) -> None:
     head = (
@@ -297,9 +299,7 @@ def test_spool_quota(drive: Any, tmp_path: Any, chunked: bool) -> None:
         data = POST + b"Transfer-Encoding: chunked\r\n\r\n2000\r\n" + b"x" * 0x2000
     else:
         data = POST + b"Expect: 100-continue\r\nContent-Length: 8000\r\n\r\n"
-    driven = drive(
-        echo, data, max_body_in_memory=1000, spool_dir=str(tmp_path), spool_quota=5000
-    )
+    driven = drive(echo, data, max_body_in_memory=1000, spool_dir=str(tmp_path), spool_quota=5000)
     assert driven.statuses == [503]
     assert b"100 Continue" not in driven.raw
     assert int(driven.answers[0].headers["retry-after"]) > 0
