@@ -67,9 +67,7 @@ def environ_of(path: str, method: str = "GET", body: bytes = b"", **extra: Any) 
     return environ
 
 
-async def ask(
-    app: Any, path: str, method: str = "GET", body: bytes = b"", **extra: Any
-) -> Answer:
+async def ask(app: Any, path: str, method: str = "GET", body: bytes = b"", **extra: Any) -> Answer:
     """One request, in the current task, as the server calls the application."""
     answer = Answer()
 
@@ -151,6 +149,10 @@ class Site:
             try:
                 return await main(self)
             finally:
+                async with asyncio.timeout(10):
+                    # What runs after the answers: request_finished.
+                    while any(self.home.threads._running):
+                        await asyncio.sleep(0.001)
                 await self.home.aclose()
 
         with asyncio.Runner(loop_factory=self._loop_factory) as runner:
@@ -166,6 +168,7 @@ class Site:
 
 def on_loop() -> bool:
     """Whether this is the thread of a running loop (and so not one of the pool's)."""
-    return asyncio._get_running_loop() is not None or not threading.current_thread().name.startswith(
-        "greenroom-"
+    return (
+        asyncio._get_running_loop() is not None
+        or not threading.current_thread().name.startswith("greenroom-")
     )

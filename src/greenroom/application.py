@@ -113,7 +113,6 @@ class AsyncDjangoApplication:
     ) -> Any:
         state = await self._state(home)
         new_lane(home.threads)
-        set_script_prefix(get_script_name(environ))
         exchange = _Exchange(self, environ, state)
         placement = exchange.place()
         if not placement.on_loop:
@@ -148,7 +147,6 @@ class AsyncDjangoApplication:
         state = home.state.get(self, _UNSET)
         if state is _UNSET:
             state = await_(self._state(home))
-        set_script_prefix(get_script_name(environ))
         exchange = _Exchange(self, environ, state)
         response = exchange.respond_or_close()
         start_response(exchange.status, exchange.headers)
@@ -241,6 +239,8 @@ class _Exchange:
     def respond(self) -> HttpResponseBase:
         """The request cycle, in a bridge or on a thread."""
         application = self.application
+        with contextlib.suppress(UnicodeDecodeError):  # which the request raises again
+            set_script_prefix(get_script_name(self.environ))
         signals.request_started.send(sender=type(application), environ=self.environ)
         try:
             self.request = request = application.request_class(self.environ)

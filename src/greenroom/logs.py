@@ -33,7 +33,7 @@ NON_BLOCKING: frozenset[type[logging.Handler]] = frozenset(
 class OffLoopHandler(logging.handlers.QueueHandler):
     """Stands in the place of a handler that may block, and knows its level and filters."""
 
-    def __init__(self, handler: logging.Handler, queue: SimpleQueue[Any]) -> None:
+    def __init__(self, handler: logging.Handler, queue: Any) -> None:
         super().__init__(queue)
         self.handler = handler
         self.setLevel(handler.level)
@@ -62,6 +62,12 @@ class OffLoopHandler(logging.handlers.QueueHandler):
 
 
 class _Listener(logging.handlers.QueueListener):
+    """Writes what was queued, in a thread; `stop()` puts the handlers back."""
+
+    def __init__(self, queue: SimpleQueue[Any]) -> None:
+        super().__init__(queue)
+        self.replaced: list[tuple[logging.Logger, OffLoopHandler]] = []
+
     def handle(self, record: Any) -> None:
         handler, record = record
         handler.acquire()
@@ -70,25 +76,31 @@ class _Listener(logging.handlers.QueueListener):
         finally:
             handler.release()
 
+    def stop(self) -> None:
+        for logger, stand_in in self.replaced:
+            if stand_in in logger.handlers:
+                logger.handlers[logger.handlers.index(stand_in)] = stand_in.handler
+        super().stop()
+
 
 def take_off_loop() -> logging.handlers.QueueListener | None:
     """Queue every configured handler that may block. Returns what to `stop()`.
 
     None if there is no such handler.
     """
-    queue: SimpleQueue[Any] = SimpleQueue()
+    listener = _Listener(SimpleQueue())
     stand_ins: dict[logging.Handler, OffLoopHandler] = {}
-    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
-    for logger in loggers:
-        for index, handler in enumerate(getattr(logger, "handlers", ())):
+    for logger in (logging.root, *logging.root.manager.loggerDict.values()):
+        if not isinstance(logger, logging.Logger):
+            continue
+        for index, handler in enumerate(logger.handlers):
             if type(handler) in NON_BLOCKING or isinstance(handler, OffLoopHandler):
                 continue
-            stand_in = stand_ins.get(handler)
-            if stand_in is None:
-                stand_in = stand_ins[handler] = OffLoopHandler(handler, queue)
-            logger.handlers[index] = stand_in  # type: ignore[union-attr]
+            if handler not in stand_ins:
+                stand_ins[handler] = OffLoopHandler(handler, listener.queue)
+            logger.handlers[index] = stand_ins[handler]
+            listener.replaced.append((logger, stand_ins[handler]))
     if not stand_ins:
         return None
-    listener = _Listener(queue)
     listener.start()
     return listener
