@@ -432,7 +432,10 @@ class Connection(asyncio.Protocol):
         assert request is not None
         self._request, self._environ, self._spool = None, {}, None
         self._state = RUNNING
-        self.deadline = inf
+        if self.write_paused:
+            self._watch_writing()
+        else:
+            self.deadline = inf
         if len(self._buffer) <= _PIPELINED:
             self._resume_reading()
         self.exchange = Exchange(self, request, environ, spool)

@@ -42,6 +42,10 @@ ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
 _JOIN = 1 << 16
 # Sent by one call of sendfile: it blocks the loop while the disk is read.
 _SENDFILE_BLOCK = 1 << 20
+# Sent by a body that never suspends, to a client as fast as we are, until others get
+# their turn. An item counts as this much besides its bytes.
+_BURST = 1 << 20
+_ITEM = 1 << 12
 _FILE_BLOCK = 1 << 16
 
 _STATUS = re.compile(r"([2-9][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
@@ -123,6 +127,7 @@ class Response:
     """
 
     __slots__ = (
+        "_burst",
         "_connection",
         "_omits_body",
         "_remaining",
@@ -152,6 +157,7 @@ class Response:
         self.sent = 0
         self._remaining: int | None = None
         self._omits_body = False
+        self._burst = 0
 
     def start_response(
         self,
@@ -243,10 +249,15 @@ class Response:
         if not data:
             return True
         self._emit(data)
+        self._burst += len(data) + _ITEM
         if connection.write_paused:
+            self._burst = 0
             await connection.drained()
             if connection.lost:
                 raise PeerGone
+        elif self._burst > _BURST:
+            self._burst = 0
+            await asyncio.sleep(0)
         return self._remaining != 0 and not self._omits_body
 
     def satisfied_by(self, data: bytes) -> bool:
