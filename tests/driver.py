@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from django.test import override_settings
+
 from greenroom.application import AsyncDjangoApplication
 from greenroom.loops import Home
 from greenroom.threads import Threads

@@ -19,6 +19,7 @@ from django.urls import get_script_prefix, get_urlconf
 from django.utils import timezone, translation
 from django.views import View
 from django.views.decorators.csrf import csrf_exempt
+
 from greenroom import await_, keep_on_disconnect, on_thread
 from greenroom.bridge import in_bridge
 

@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Iterator
 from typing import Any
 
-import driver
 import pytest
 from django.core.signals import request_finished
 from django.http import HttpResponse
+
+import driver
 from driver import Site
 from project import middleware, views
 

@@ -6,9 +6,10 @@ import asyncio
 import json
 
 import pytest
-from driver import Answer, Site
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from driver import Answer, Site
 
 STATES = {
     "de": {

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from django.core.signals import got_request_exception, request_finished, request_started
 from django.test import override_settings
+
 from driver import Site
 
 PATHS = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from driver import Site
 from project import views
 

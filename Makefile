@@ -1,0 +1,51 @@
+# One command each. Everything is made in .venv and .venvs; PYTHON chooses the interpreter.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint format bench coverage clean
+
+# The demo on http://127.0.0.1:8000 (PORT=… for another port).
+demo: $(STAMP)
+	cd demo && ../$(BIN)/python manage.py migrate --verbosity 0
+	cd demo && ../$(BIN)/python manage.py fill
+	cd demo && exec ../$(BIN)/gunicorn -c gunicorn.conf.py montage.wsgi
+
+# All tests, on the newest pair of Python and Django that the machine has an interpreter
+# for; ALL=1: on every pair.
+test: $(STAMP)
+	$(BIN)/python scripts/matrix.py $(if $(ALL),,--newest)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Requests that wait, per process, beside gunicorn's gthread and gevent workers.
+bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet -r bench/requirements.txt
+	@command -v wrk >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get install -qq -y wrk >/dev/null; } \
+	  || { echo "wrk is missing; on Debian: apt-get install wrk" >&2; exit 1; }
+	$(BIN)/python bench/waiting.py
+
+coverage: $(STAMP)
+	$(BIN)/coverage erase
+	COVERAGE_PROCESS_START=pyproject.toml $(BIN)/coverage run -m pytest -q
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report
+
+$(STAMP): pyproject.toml scripts/python.sh
+	@scripts/python.sh "$(PYTHON)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e . --group test --group lint --group demo
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .venvs .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache

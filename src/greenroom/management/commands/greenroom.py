@@ -1,0 +1,54 @@
+"""``manage.py greenroom``: each URL pattern, where it runs, and what holds it there."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import BaseCommand
+
+from greenroom import handler, warm
+from greenroom.placement import views
+
+
+class Command(BaseCommand):
+    help = "Print each URL pattern with its placement, and for a thread what holds it there."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--json", action="store_true", help="print JSON, for other programs")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        warm.up()
+        chain = handler.Handler()
+        chain.load_middleware()
+        rows = [(route, name, chain.judge.place(view)) for route, name, view in views()]
+        held = chain.judge.surroundings()
+        if options["json"]:
+            self.stdout.write(
+                json.dumps(
+                    {
+                        "held_on_threads_by": held,
+                        "views": [
+                            {
+                                "route": route,
+                                "name": name,
+                                "coroutine": placement.coroutine,
+                                "placement": "loop" if placement.on_loop else "thread",
+                                "reason": placement.reason,
+                            }
+                            for route, name, placement in rows
+                        ],
+                    },
+                    indent=2,
+                )
+            )
+            return
+        width = max((len(route) for route, _, _ in rows), default=0)
+        for route, _, placement in rows:
+            where = "loop" if placement.on_loop else "thread"
+            # What holds all of them is said once, below.
+            reason = "" if held and placement.coroutine else placement.reason
+            self.stdout.write(f"{where:6} /{route:{width}}  {reason}".rstrip())
+        for reason in held:
+            self.stdout.write(f"Every coroutine view is on a thread: {reason}.")
