@@ -52,8 +52,8 @@ _REFUSED = {
 }
 _OPTIONS = ("max_parked", "queue_timeout", "spool_quota")
 
-# Cancelled tasks get this share of the time of grace to clean up: when all of it is
-# over, the arbiter kills.
+# The share of the time of grace (two seconds at most) that is kept for cancelled
+# requests and for the loop to end: when all of it is over, the arbiter kills.
 _CLEAN_UP = 0.2
 
 
@@ -143,8 +143,8 @@ class Worker(base.Worker):  # type: ignore[misc]
                 return int(Arbiter.WORKER_BOOT_ERROR)
             await server.stopping.wait()
             self.alive = False
-            clean_up = min(1.0, _CLEAN_UP * cfg.graceful_timeout)
-            await server.drain(cfg.graceful_timeout - clean_up)
+            clean_up = min(2.0, _CLEAN_UP * cfg.graceful_timeout)
+            await server.drain(cfg.graceful_timeout - clean_up, clean_up / 2)
             return server.exit_code
         finally:
             if self.home is not None:
@@ -246,7 +246,7 @@ class Worker(base.Worker):  # type: ignore[misc]
             task.cancel()
         with contextlib.suppress(SystemExit):
             if tasks:
-                loop.run_until_complete(asyncio.wait(tasks, timeout=1.0))
+                loop.run_until_complete(asyncio.wait(tasks, timeout=0.1))
             loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,27 @@ def test_unix_socket() -> None:
     assert b'"SERVER_NAME": "site.example"' in raw
     assert b'"SERVER_PORT": "80"' in raw
     assert b'"REMOTE_ADDR": ""' in raw
+
+
+def test_tls(tmp_path: Path) -> None:
+    path = tmp_path / "big"
+    path.write_bytes(b"x" * 3_000_000)
+    config = f"certfile = {str(APPS / 'cert.pem')!r}\nkeyfile = {str(APPS / 'key.pem')!r}\n"
+    trust = ssl.create_default_context(cafile=str(APPS / "cert.pem"))
+    with run("bare", extra_config=config) as server, httpx.Client(verify=trust) as client:
+        url = server.url.replace("http:", "https:")
+        for _ in range(2):
+            environ = client.post(url, content=b"x" * 3_000_000).json()
+            assert environ["body"] == 3_000_000
+            assert environ["wsgi.url_scheme"] == "https"
+        # Not TLS: this connection ends, the server goes on.
+        with server.connect() as sock:
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+            assert not sock.recv(1000).startswith(b"HTTP/1.1 200")
+        assert client.get(url).status_code == 200
+    with run("file", extra_config=config) as server, httpx.Client(verify=trust) as client:
+        url = server.url.replace("http:", "https:")
+        assert len(client.get(f"{url}/?{path}").content) == 3_000_000
 
 
 def test_def_application_runs_on_a_thread() -> None:

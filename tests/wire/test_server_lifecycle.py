@@ -169,6 +169,16 @@ def test_graceful_timeout_cancels_the_rest() -> None:
         assert "note: cancelled" in server.log()
 
 
+def test_a_stuck_thread_does_not_keep_the_process() -> None:
+    with run("plain", extra_config="graceful_timeout = 4\n") as server, server.connect() as sock:
+        sock.sendall(b"GET /sleep?60 HTTP/1.1\r\nHost: h\r\n\r\n")
+        server.wait_for("note: sleeping")
+        assert server.stop() == 0
+        # It came to its own end; it was not killed.
+        assert "Worker exiting" in server.log()
+        assert "Traceback" not in server.log()
+
+
 def test_streams_are_closed_at_the_end() -> None:
     with run("stream", extra_config="graceful_timeout = 1\n") as server, server.connect() as sock:
         sock.sendall(b"GET /slow HTTP/1.1\r\nHost: h\r\n\r\n")

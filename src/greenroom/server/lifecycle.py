@@ -45,8 +45,6 @@ T = TypeVar("T")
 
 # While draining, deadlines are looked at so often.
 _DRAIN_SWEEP = 0.1
-# After the time of grace: for cancelled tasks to clean up.
-_CANCEL_TIMEOUT = 1.0
 # The process or the system has no descriptor or memory left for a connection.
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -138,8 +136,11 @@ class Server:
             self.log.warning("The application raised SystemExit(%r): draining.", code)
         self.stop()
 
-    async def drain(self, timeout: float) -> None:
-        """Answer what has arrived, accept no more; cancel the rest after `timeout`."""
+    async def drain(self, timeout: float, clean_up: float = 1.0) -> None:
+        """Answer what has arrived, accept no more; cancel the rest after `timeout`.
+
+        What was cancelled has `clean_up` seconds to end.
+        """
         self.stopping.set()
         self._accept_less()
         if not self.hurry:
@@ -160,9 +161,9 @@ class Server:
                 break
             await asyncio.sleep(min(_DRAIN_SWEEP, deadline - now))
             self._look_at_deadlines()
-        await self._cut()
+        await self._cut(clean_up)
 
-    async def _cut(self) -> None:
+    async def _cut(self, clean_up: float) -> None:
         """Cancel all that is left."""
         if self.exchanges:
             self.log.warning("Cancelling %d requests that did not end.", len(self.exchanges))
@@ -172,7 +173,7 @@ class Server:
         for connection in list(self.connections):
             connection.end()
         if tasks:
-            await asyncio.wait(tasks, timeout=_CANCEL_TIMEOUT)
+            await asyncio.wait(tasks, timeout=clean_up)
         # One turn of the loop, for connections to be closed.
         await asyncio.sleep(0)
         if self._sweeper is not None:

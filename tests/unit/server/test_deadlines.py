@@ -136,7 +136,8 @@ async def test_writing_waits_while_paused(harness: Any) -> None:
     async def app(environ: Any, start_response: Any) -> Any:
         nonlocal made
         start_response("200 OK", [])
-        for made in range(1, 11):
+        for _ in range(10):
+            made += 1
             yield b"x"
 
     async def wrapped(environ: Any, start_response: Any) -> Any:
