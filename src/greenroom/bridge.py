@@ -58,7 +58,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
-from greenlet import getcurrent, greenlet
+from greenlet import GreenletExit, getcurrent, greenlet
 
 from .errors import BridgeError
 
@@ -86,6 +86,8 @@ def run(fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Generator[Any, An
     bridge.parent = parent = getcurrent()
     bridge.gr_context = parent.gr_context
     value = bridge.switch(fn, args, kwargs)
+    # A traceback refers to this frame, and what was awaited may refer to its error.
+    del args, kwargs
     while not bridge.finished:
         try:
             sent = yield value
@@ -94,8 +96,11 @@ def run(fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Generator[Any, An
             bridge.closing = True
             bridge.parent = getcurrent()
             bridge.throw(exc)
+            error = bridge.failure
             pool.give(bridge)
-            raise
+            if error is None or isinstance(error, GeneratorExit):
+                raise
+            raise error from None
         except BaseException as exc:
             if isinstance(exc, CancelledError):
                 bridge.cancelled_at = _caller_of_await(bridge)
@@ -141,26 +146,33 @@ def await_(awaitable: Awaitable[T]) -> T:
     if _collecting == threading.get_ident():
         raise _refuse(awaitable, _IN_FINALISER)
     coroutine = awaitable if inspect.iscoroutine(awaitable) else _coroutine(awaitable)
+    # Here as below: a future refers to its error, whose traceback refers to this frame.
+    del awaitable
     send = coroutine.send
     try:
         value = send(None)
     except StopIteration as stop:
         return cast("T", stop.value)
-    if bridge.closing:
-        coroutine.close()
-        raise BridgeError("await_() can't wait: the task of this bridge was thrown away.")
     if _in_del():
         coroutine.close()
         raise _refuse(None, _IN_FINALISER)
     while True:
+        if bridge.closing:
+            # Also what awaits in a finally: a greenlet that suspended now would be
+            # pooled with somebody's code in it.
+            del value
+            coroutine.close()
+            raise BridgeError("await_() can't wait: the task of this bridge was thrown away.")
         try:
             sent = bridge.parent.switch(value)  # type: ignore[union-attr]
         except BaseException as exc:
+            value = None
             try:
                 value = coroutine.throw(exc)
             except StopIteration as stop:
                 return cast("T", stop.value)
         else:
+            value = None
             try:
                 value = send(sent)
             except StopIteration as stop:
@@ -228,6 +240,11 @@ def _work(fn: Any, args: Any, kwargs: Any) -> None:
     while True:
         try:
             bridge.result = fn(*args, **kwargs)
+        except GreenletExit as exc:
+            # Also how greenlet ends one that nobody refers to: it must not go on.
+            bridge.failure = exc
+            bridge.finished = True
+            return
         except BaseException as exc:
             bridge.failure = exc
         fn = args = kwargs = None
@@ -311,7 +328,10 @@ def _refuse(awaitable: Awaitable[Any] | None, message: str) -> BridgeError:
 
 
 async def _coroutine(awaitable: Awaitable[T]) -> T:
-    return await awaitable
+    try:
+        return await awaitable
+    finally:
+        del awaitable
 
 
 def _call_and_await(fn: Callable[..., Awaitable[T]], args: Any, kwargs: Any) -> T:

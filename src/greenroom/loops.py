@@ -87,8 +87,18 @@ def of_thread() -> Home:
 
 
 def wait(awaitable: Awaitable[T]) -> T:
-    """Run `awaitable` on the background loop; wait for it on this thread."""
-    return cast("T", background().threads.adopt(bridge.await_, awaitable))
+    """Run `awaitable` on the background loop; wait for it on this thread.
+
+    On a thread to which asgiref sent a call (``thread_sensitive=False``) it runs
+    on the loop of the coroutine that made the call, as asgiref's own do.
+    """
+    local = SyncToAsync.threadlocal
+    home = None
+    if getattr(local, "main_event_loop_pid", None) == os.getpid():
+        home = _homes.get(local.main_event_loop)
+    if home is None or not home.loop.is_running():
+        home = background()
+    return cast("T", home.threads.adopt(bridge.await_, awaitable))
 
 
 bridge.set_fallback(wait)
@@ -117,9 +127,9 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
     while True:
         try:
             loop.run_forever()
-        except SystemExit:
+        except (SystemExit, KeyboardInterrupt):
             # Of a task that nobody awaits: it must not end the loop of others.
-            logger.exception("SystemExit in a task on the background loop")
+            logger.exception("A task on the background loop tried to end it")
             continue
         return
 
@@ -135,8 +145,13 @@ def _stop(home: Home, thread: threading.Thread) -> None:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=5)
-        await home.aclose()
-        home.loop.stop()
+        try:
+            await home.aclose()
+            await home.loop.shutdown_asyncgens()
+        except Exception:
+            logger.exception("An error when the background loop ended")
+        finally:
+            home.loop.stop()
 
     asyncio.run_coroutine_threadsafe(end(), home.loop)
     thread.join(10)
@@ -148,6 +163,8 @@ def _after_fork() -> None:
     global _background, _starting
     _background = None
     _starting = threading.Lock()
+    # What the forking thread waited with is the parent's.
+    bridge.set_thread_wait(None)
 
 
 os.register_at_fork(after_in_child=_after_fork)

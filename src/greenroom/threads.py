@@ -54,7 +54,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from asgiref.sync import SyncToAsync, _restore_context
@@ -71,7 +71,13 @@ logger = logging.getLogger("greenroom.threads")
 # with a lower 99th percentile.
 WAKE = 0.002
 
+# Seconds after which a waiting thread looks whether its loop is closed: a loop
+# that is closed drops what it was sent, and tells nobody.
+LOOK = 5.0
+
 _START, _CALL = 0, 1
+
+_CLOSED = "await_() can't wait: the loop of this process is closed."
 
 _lane: ContextVar[Lane | None] = ContextVar("greenroom.lane", default=None)
 
@@ -115,6 +121,8 @@ class Held:
 
     async def call(self, fn: Callable[..., T], /, *args: Any) -> T:
         """Run `fn(*args)` on the thread; one call at a time."""
+        if self._released or self._job.driving:
+            raise RuntimeError("A thread that is held runs one call at a time, until its release.")
         self._job.steps.put((fn, args))
         return await self._job.drive()  # type: ignore[no-any-return]
 
@@ -124,6 +132,11 @@ class Held:
             self._released = True
             self._job.steps.put(None)
             await self._job.drive()
+
+    def __del__(self) -> None:
+        # Its task was thrown away. This wakes the thread, and waits for nothing.
+        if not self._released:
+            self._job.steps.put(None)
 
 
 class Threads:
@@ -158,6 +171,7 @@ class Threads:
         self._parked = 0
         self._idle: list[SimpleQueue[_Job | _Call | None]] = []
         self._made = 0
+        self._starved = False
         self._closed = False
         self._timer: asyncio.TimerHandle | None = None
 
@@ -218,10 +232,8 @@ class Threads:
             idle, self._idle = self._idle, []
         for inbox in idle:
             inbox.put(None)
-        if self._timer is not None:
-            self._timer.cancel()
 
-    # Which thread runs what. `_claim`, `_may` need the lock.
+    # Which thread runs what. `_claim`, `_may`, `_full` need the lock.
 
     def _submit(self, kind: int, item: _Job | _Call) -> None:
         with self._lock:
@@ -243,7 +255,13 @@ class Threads:
 
     def _may(self, kind: int) -> bool:
         bound = self.limit if kind == _START else self.max_parked
-        return self._running[kind] < bound and self._parked < self.max_parked + self.limit
+        return self._running[kind] < bound and not self._full()
+
+    def _full(self) -> bool:
+        return (
+            self._parked >= self.max_parked + self.limit
+            or self._parked + sum(self._running) >= self.most
+        )
 
     def _claim(self) -> _Job | _Call | None:
         for kind in (_CALL, _START):
@@ -260,9 +278,20 @@ class Threads:
             self._idle.pop().put(item)
             return
         self._made += 1
-        threading.Thread(
-            target=self._main, args=(item,), name=f"greenroom-{self._made}", daemon=True
-        ).start()
+        try:
+            threading.Thread(
+                target=self._main, args=(item,), name=f"greenroom-{self._made}", daemon=True
+            ).start()
+        except RuntimeError as exc:
+            # A limit of the system's. The timer tries again.
+            self._made -= 1
+            self._running[item.kind] -= 1
+            self._queues[item.kind].appendleft(item)  # type: ignore[arg-type]
+            self._starved = True
+            self._soon(logger.error, "No thread could be started: %s", exc)
+            self._soon(self._arm)
+        else:
+            self._starved = False
 
     def _main(self, item: _Job | _Call | None) -> None:
         SyncToAsync.threadlocal.main_event_loop = self.loop
@@ -270,7 +299,11 @@ class Threads:
         inbox: SimpleQueue[_Job | _Call | None] = SimpleQueue()
         while item is not None:
             kind = item.kind
-            item.execute()
+            try:
+                item.execute()
+            except BaseException as exc:
+                # Not the job's, which are answered: of a log handler, or out of memory.
+                self._soon(item.refuse, exc)
             del item
             with self._lock:
                 self._running[kind] -= 1
@@ -283,7 +316,8 @@ class Threads:
                     self._idle.append(inbox)
             if item is None:
                 item = inbox.get()
-        self._made -= 1
+        with self._lock:
+            self._made -= 1
 
     def _soon(self, fn: Callable[..., object], *args: Any) -> None:
         try:
@@ -293,9 +327,15 @@ class Threads:
             logger.debug("A thread ended after its loop.")
 
     def _arm(self) -> None:
-        if self._timer is None and not self._closed:
-            blocked = self._running[_START] >= self.limit or not self._may(_START)
-            self._timer = self.loop.call_later(0.1 if blocked else WAKE, self._check)
+        if self._timer is None:
+            with self._lock:
+                kinds = [kind for kind in (_START, _CALL) if self._queues[kind]]
+                blocked = self._starved or not any(self._may(kind) for kind in kinds)
+            if kinds:
+                # In an empty context: the timer lives on from request to request.
+                self._timer = self.loop.call_later(
+                    0.1 if blocked else WAKE, self._check, context=Context()
+                )
 
     def _check(self) -> None:
         self._timer = None
@@ -304,7 +344,7 @@ class Threads:
         with self._lock:
             if any(queue and now - queue[0].queued >= WAKE for queue in self._queues):
                 self._claim_and_wake()
-            if self._parked >= self.max_parked + self.limit:
+            if self._full():
                 for queue in self._queues:
                     while queue and now - queue[0].queued > self.queue_timeout:
                         expired.append(queue.popleft())
@@ -318,7 +358,12 @@ class Threads:
         with self._lock:
             self._running[kind] -= 1
             self._parked += 1
-            if self._running[_START] == 0 or self._queues[_CALL]:
+            starts = self._queues[_START]
+            if (
+                self._running[_START] == 0
+                or self._queues[_CALL]
+                or (starts and time.monotonic() - starts[0].queued >= WAKE)
+            ):
                 self._claim_and_wake()
 
     def _resume(self, kind: int) -> None:
@@ -348,7 +393,7 @@ class Calls:
 
     def submit(self, fn: Callable[..., T], /, *args: Any) -> asyncio.Future[T]:
         lane = _lane.get()
-        while lane is not None and lane.closed:
+        while lane is not None and (lane.closed or lane.threads is not self._threads):
             lane = lane.parent
         return (lane or self._rest).submit(partial(fn, *args) if args else fn)
 
@@ -402,7 +447,16 @@ def new_lane(threads: Threads) -> Lane:
 class _Ask:
     """An awaitable that a thread waits for, and where the answer goes."""
 
-    __slots__ = ("awaitable", "context", "error", "lane", "result", "task_context")
+    __slots__ = (
+        "awaitable",
+        "cancelled",
+        "context",
+        "error",
+        "lane",
+        "result",
+        "task",
+        "task_context",
+    )
 
     def __init__(self, awaitable: Awaitable[Any], lane: Lane) -> None:
         self.awaitable = awaitable
@@ -412,24 +466,52 @@ class _Ask:
             SyncToAsync.threadlocal, "task_context", None
         )
         self.context = copy_context()
+        self.task: asyncio.Task[Any] | None = None
         self.result: Any = None
         self.error: BaseException | None = None
+        self.cancelled = False
 
     async def answer(self) -> None:
         """Await it, with the thread's context; then let the thread go on."""
-        task = current_task()
+        self.task = task = current_task()
         assert task is not None
         _restore_context(self.context)
         token = _lane.set(self.lane)
         try:
             self.result = await bridge.run(bridge.await_, self.awaitable)
+        except GeneratorExit:
+            # The task is thrown away, in any context.
+            self.fail(BridgeError(_CLOSED))
+            raise
         except BaseException as exc:
             # Raised on the thread, a cancellation too; SystemExit ends the
             # request there, and not the loop here.
             self.error = exc
+            self.cancelled = isinstance(exc, CancelledError) and task.cancelling() > 0
         _lane.reset(token)
-        self.lane.closed = True
         self.context = copy_context()
+        self._done()
+
+    def fail(self, error: BaseException) -> None:
+        """Let the thread go on with an error, unless it was answered."""
+        if not self.lane.closed:
+            if asyncio.iscoroutine(self.awaitable):
+                # Perhaps never begun.
+                self.awaitable.close()
+            self.error = error
+            self._done()
+
+    def abandon(self) -> None:
+        """The thread waits no longer: it was interrupted."""
+        if self.task is not None and not self.lane.closed:
+            self.task.cancel()
+
+    def _done(self) -> None:
+        self.lane.closed = True
+        if self.task_context is not None and self.task in self.task_context:
+            # Before the thread goes on: asgiref would cancel a task that is done,
+            # and take the cancellation as delivered.
+            self.task_context.remove(self.task)
         assert self.lane.inbox is not None
         self.lane.inbox.put(self)
 
@@ -446,7 +528,7 @@ class _Outcome:
         self.error = error
         self.held = held
         self.last = last
-        self.context = copy_context()
+        self.context: Context | None = copy_context()
 
 
 class _Waiter(ABC):
@@ -476,21 +558,48 @@ class _Waiter(ABC):
                 self.threads._resume(self.kind)
             if asyncio.iscoroutine(awaitable):
                 awaitable.close()
-            raise BridgeError("await_() can't wait: the loop of this process is closed.") from None
-        while (item := inbox.get()) is not ask:
-            item.execute()
-            del item
-        if self.counted:
-            self.threads._resume(self.kind)
-        _restore_context(ask.context)
-        if ask.error is None:
-            return ask.result  # type: ignore[no-any-return]
-        if isinstance(ask.error, CancelledError):
-            self.cancelled_at = _caller()
+            raise BridgeError(_CLOSED) from None
+        # A traceback refers to this frame, and what was awaited may refer to its error.
+        del awaitable
         try:
-            raise ask.error
+            while (item := self.get(inbox)) is not ask:
+                item.execute()
+                del item
+        except BaseException:
+            # Ctrl-C in the main thread, or a closed loop.
+            self.threads._soon(ask.abandon)
+            raise
         finally:
-            del ask
+            if self.counted:
+                self.threads._resume(self.kind)
+        _restore_context(ask.context)
+        error, ask.error = ask.error, None
+        if error is None:
+            return ask.result  # type: ignore[no-any-return]
+        if ask.cancelled:
+            self.cancelled_at = _caller()
+        del ask, item
+        try:
+            raise error
+        finally:
+            del error
+
+    def get(self, queue: SimpleQueue[Any]) -> Any:
+        while True:
+            try:
+                return queue.get(timeout=LOOK)
+            except Empty:
+                if self.threads.loop.is_closed():
+                    raise BridgeError(_CLOSED) from None
+
+    def report_swallowed(self) -> None:
+        """After synchronous code returned: say where a cancellation got lost."""
+        if self.cancelled_at is not None:
+            logger.warning(
+                "A cancellation was swallowed: CancelledError was raised in %s and did not come "
+                "out. Catch Exception, not BaseException, or raise it again.",
+                self.cancelled_at,
+            )
 
     @abstractmethod
     def deliver(self, message: Any) -> None:
@@ -498,23 +607,26 @@ class _Waiter(ABC):
 
     def spawn(self, ask: _Ask) -> None:
         """Answer in a task of its own, since the request's is busy."""
-        task = self.threads.keep(ask.answer(), ask.context.copy())
-        tasks = ask.task_context
-        if tasks is not None:
-            tasks.append(task)
-            task.add_done_callback(tasks.remove)
+        if self.threads.loop.is_closed():
+            ask.fail(BridgeError(_CLOSED))
+            return
+        ask.task = task = self.threads.keep(ask.answer(), ask.context.copy())
+        # It may be cancelled before its first step.
+        task.add_done_callback(lambda _: ask.fail(CancelledError()))
+        if ask.task_context is not None and not ask.lane.closed:
+            ask.task_context.append(task)
 
 
 class _Job(_Waiter):
     """One run of synchronous code on a thread, and the task that awaits it."""
 
     __slots__ = (
-        "_driving",
         "_inbox",
         "_waiter",
         "adopted",
         "args",
         "context",
+        "driving",
         "fn",
         "on_end",
         "steps",
@@ -532,7 +644,8 @@ class _Job(_Waiter):
         self.steps: SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]] | None] = SimpleQueue()
         self._inbox: deque[Any] = deque()
         self._waiter: asyncio.Future[None] | None = None
-        self._driving = True
+        # Whether a task awaits the thread: from the start to an outcome's arrival.
+        self.driving = True
 
     # On the loop.
 
@@ -541,7 +654,7 @@ class _Job(_Waiter):
         task = current_task()
         assert task is not None
         cancelled: CancelledError | None = None
-        self._driving = True
+        self.driving = True
         while True:
             if not self._inbox:
                 self._waiter = self.threads.loop.create_future()
@@ -551,8 +664,10 @@ class _Job(_Waiter):
                     if self.threads.withdraw(self):
                         self._ended()
                         raise
-                    task.uncancel()
                     cancelled = exc
+                except GeneratorExit:
+                    self._thrown_away()
+                    raise
                 finally:
                     self._waiter = None
                 continue
@@ -560,20 +675,34 @@ class _Job(_Waiter):
             if isinstance(message, _Outcome):
                 break
             if cancelled is not None:
+                # Again, and counted once: to a timeout or a task group around
+                # this, the number of requests tells whose cancellation it is.
+                task.uncancel()
                 task.cancel(*cancelled.args)
                 cancelled = None
-            await message.answer()
-        self._driving = False
-        _restore_context(message.context)
+            try:
+                await message.answer()
+            except GeneratorExit:
+                self._thrown_away()
+                raise
+        if message.context is not None:
+            _restore_context(message.context)
         if message.last:
             self._ended()
-        if message.held:
-            held = Held(self, message.value)
-            if cancelled is None:
-                return held
-            await held.release()
+        held = Held(self, message.value) if message.held else None
         if cancelled is not None:
-            raise cancelled
+            try:
+                if held is not None:
+                    await held.release()
+            except Exception:
+                logger.exception("An error when a thread was let go")
+            try:
+                raise cancelled
+            finally:
+                # The traceback refers to this frame.
+                del cancelled, message
+        if held is not None:
+            return held
         if message.error is not None:
             try:
                 raise message.error
@@ -586,19 +715,40 @@ class _Job(_Waiter):
             self.on_end()
             self.on_end = None
 
+    def _thrown_away(self) -> None:
+        """The task that drives this is closed, not cancelled: with its loop, as a rule."""
+        self.driving = False
+        if self.threads.withdraw(self):
+            self._ended()
+        while self._inbox:
+            self.deliver(self._inbox.popleft())
+
     def deliver(self, message: Any) -> None:
+        outcome = isinstance(message, _Outcome)
         if self.adopted:
             self._deliver_adopted(message)
-        elif self._driving:
+        elif self.driving:
+            # What comes after an outcome (`Then.after` may wait) is not the driver's.
+            self.driving = not outcome
             self._inbox.append(message)
             if self._waiter is not None and not self._waiter.done():
                 self._waiter.set_result(None)
-        else:
+        elif not outcome:
             self.spawn(message)
+        else:
+            if message.last:
+                self._ended()
+            if message.held:
+                self.steps.put(None)
+            if message.error is not None:
+                logger.error("An error on a thread that nobody awaits", exc_info=message.error)
 
     def refuse(self, error: BaseException) -> None:
         """End the job, which was not begun."""
-        self.deliver(_Outcome(None, error))
+        outcome = _Outcome(None, error)
+        # Made in the timer's context, which is not this request's.
+        outcome.context = None
+        self.deliver(outcome)
 
     def _deliver_adopted(self, message: Any) -> None:
         self._inbox.append(message)
@@ -606,7 +756,16 @@ class _Job(_Waiter):
             if not self._waiter.done():
                 self._waiter.set_result(None)
         elif isinstance(message, _Ask):
-            self.threads.keep(self._drive_adopted(), message.context.copy())
+            task = self.threads.keep(self._drive_adopted(), message.context.copy())
+            task.add_done_callback(self._adopted_done)
+
+    def _adopted_done(self, task: asyncio.Task[None]) -> None:
+        """It may be cancelled before its first step, or between two."""
+        self._waiter = None
+        while self._inbox:
+            message = self._inbox.popleft()
+            if isinstance(message, _Ask):
+                message.fail(CancelledError())
 
     async def _drive_adopted(self) -> None:
         """Answer all that an adopted thread asks for, in one task."""
@@ -620,12 +779,7 @@ class _Job(_Waiter):
             self._waiter = self.threads.loop.create_future()
             if self._inbox:
                 continue
-            try:
-                await self._waiter
-            except CancelledError:
-                # The loop ends; a thread that asks again gets this at once.
-                self._waiter = None
-                raise
+            await self._waiter
 
     # On the thread.
 
@@ -681,21 +835,19 @@ class _Job(_Waiter):
     def _next_step(self) -> tuple[Callable[..., Any], tuple[Any, ...]] | None:
         self.threads._park(self.kind)
         try:
-            return self.steps.get()
+            return self.get(self.steps)  # type: ignore[no-any-return]
+        except BridgeError:
+            return None
         finally:
             self.threads._resume(self.kind)
 
     def _attempt(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> _Outcome:
+        self.cancelled_at = None
         try:
             result = fn(*args)
+            self.report_swallowed()
         except BaseException as exc:
             return _Outcome(None, exc)
-        if self.cancelled_at is not None:
-            logger.warning(
-                "A cancellation was swallowed: CancelledError was raised in %s and did not come "
-                "out. Catch Exception, not BaseException, or raise it again.",
-                self.cancelled_at,
-            )
         return _Outcome(result, None)
 
 
@@ -733,6 +885,7 @@ class _Call(_Waiter):
         try:
             if not self.future.cancelled():
                 result = self.fn()
+                self.report_swallowed()
         except BaseException as exc:
             error = exc
         finally:
@@ -741,13 +894,15 @@ class _Call(_Waiter):
         if self.lane.inbox is None and self.threads.after_call is not None:
             try:
                 self.threads.after_call()
-            except Exception:
+            except BaseException:
                 logger.exception("An error after a call on a thread")
         self.fn = None  # type: ignore[assignment]
         self.threads._soon(self._end, result, error)
+        # Referred to by the error's traceback.
+        del error, result
 
     def _end(self, result: Any, error: BaseException | None) -> None:
-        if not self.future.cancelled():
+        if not self.future.done():
             if error is None:
                 self.future.set_result(result)
             elif isinstance(error, StopIteration):
