@@ -452,10 +452,13 @@ class _Pulled:
         body = _stream(self._response, _nothing)
         end: BaseException | None = None
         try:
-            async for part in body:
+            parts = aiter(body)
+            while True:
                 await self._wanted.wait()
                 self._wanted.clear()
-                self._items.put(part)
+                self._items.put(await anext(parts))
+        except StopAsyncIteration:
+            end = None
         except BaseException as exc:
             end = exc
         try:

@@ -37,6 +37,7 @@ urlpatterns = [
     path("plain-async-to-sync/", views.plain_async_to_sync),
     path("lifespan/", views.lifespan),
     path("cache/", views.cache_client),
+    path("gate/<name>/", views.gate),
     path("outlive/", views.outlive),
     re_path(r"^status/(?P<code>\d+)/$", views.status),
 ]

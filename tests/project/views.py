@@ -320,3 +320,15 @@ async def status(request, code):
 
 def debug(request):
     return HttpResponse(str(settings.DEBUG))
+
+
+gates: dict[str, asyncio.Event] = {}
+gate_waiters = 0
+
+
+async def gate(request, name):
+    """Wait until the test opens the gate."""
+    global gate_waiters
+    gate_waiters += 1
+    await gates[name].wait()
+    return HttpResponse("through")

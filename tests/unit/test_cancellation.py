@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from django.core.signals import request_finished
@@ -62,7 +63,7 @@ class _Slow:
 
     sync_capable = False
     async_capable = True
-    closed: list[str] = []
+    closed: ClassVar[list[str]] = []
 
     def __init__(self, get_response: Any) -> None:
         self.get_response = get_response
@@ -129,10 +130,8 @@ def test_cancelled_anywhere_finishes_once(site: Site, finished: list[str], steps
         task = asyncio.create_task(driver.ask(site.app, "/stream/"))
         await ticks(steps)
         task.cancel()
-        try:
+        with contextlib.suppress(asyncio.CancelledError):
             await task
-        except asyncio.CancelledError:
-            pass
         signal()
         return bool(started)
 
