@@ -178,7 +178,7 @@ class Server:
         await asyncio.sleep(0)
         if self._sweeper is not None:
             self._sweeper.cancel()
-        self.disk.shutdown(wait=False, cancel_futures=True)
+        self.disk.shutdown(wait=False)
 
     # What connections and exchanges call.
 

@@ -191,14 +191,14 @@ async def _drive(
     connection, transport = harness.connect(trusted=trusted)
     for piece in pieces:
         # The kernel gives nothing to a transport that doesn't read.
-        while not transport.reading:  # noqa: ASYNC110
+        while not transport.reading:
             await asyncio.sleep(0.001)
         if transport.closed.is_set():
             break
         connection.data_received(piece)
         await asyncio.sleep(0)
     async with asyncio.timeout(10):
-        while not (transport.closed.is_set() or transport.eof_written):  # noqa: ASYNC110
+        while not (transport.closed.is_set() or transport.eof_written):
             await asyncio.sleep(0.001)
     raw, aborted = bytes(transport.written), transport.aborted
     await harness.aclose()

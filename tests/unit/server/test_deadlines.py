@@ -20,7 +20,7 @@ async def hello(environ: Any, start_response: Any) -> list[bytes]:
 
 async def until(condition: Callable[[], Any]) -> None:
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0.002)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 from typing import Any
@@ -303,3 +304,38 @@ def test_spool_quota(drive: Any, tmp_path: Any, chunked: bool) -> None:
     assert driven.statuses == [503]
     assert b"100 Continue" not in driven.raw
     assert int(driven.answers[0].headers["retry-after"]) > 0
+
+
+@settings(PROFILE, max_examples=150)
+@given(
+    st.lists(st.tuples(st.integers(0, len(PIPELINE)), st.integers(0, 40), st.binary(max_size=6))),
+    st.integers(1, 300),
+)
+def test_no_bytes_break_it(harness: Any, changes: Any, step: int) -> None:
+    """Whatever is sent, nothing is raised but by us, and what is answered is well-formed."""
+
+    async def main() -> bytes:
+        errors: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, error: errors.append(error))
+        data = bytearray(PIPELINE)
+        for start, length, new in changes:
+            data[start : start + length] = new
+        at = harness(echo)
+        connection, transport = at.connect()
+        for i in range(0, len(data), step):
+            if transport.closed.is_set() or transport.eof_written:
+                break
+            connection.data_received(bytes(data[i : i + step]))
+            await asyncio.sleep(0)
+        if not connection.eof_received():
+            transport.close()
+        async with asyncio.timeout(5):
+            while at.server.exchanges:
+                await asyncio.sleep(0)
+        await at.aclose()
+        assert errors == []
+        return bytes(transport.written)
+
+    raw = asyncio.run(main())
+    assert raw == b"" or raw.startswith(b"HTTP/1.1 ")
+    assert b"HTTP/1.1 500" not in raw
