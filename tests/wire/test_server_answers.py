@@ -26,9 +26,15 @@ def bare() -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture(scope="module")
-def stream() -> Iterator[Server]:
-    with run("stream") as server:
+# Where uvloop can't be imported, asyncio's own loop serves.
+ASYNCIO = "import sys\nsys.modules['uvloop'] = None\n"
+
+
+@pytest.fixture(scope="module", params=["uvloop", "asyncio"])
+def stream(request: pytest.FixtureRequest) -> Iterator[Server]:
+    config = ASYNCIO if request.param == "asyncio" else ""
+    with run("stream", extra_config=config) as server:
+        server.wait_for(f"loop {request.param}")
         yield server
 
 
@@ -211,12 +217,13 @@ def test_half_closed_client_is_answered(bare: Server) -> None:
 
 
 @pytest.mark.parametrize("app", ["file", "async_file"])
+@pytest.mark.parametrize("loop", ["", ASYNCIO], ids=["uvloop", "asyncio"])
 @pytest.mark.parametrize("sendfile", [True, False])
-def test_file(tmp_path: Path, app: str, sendfile: bool) -> None:
+def test_file(tmp_path: Path, app: str, sendfile: bool, loop: str) -> None:
     path = tmp_path / "big"
     data = bytes(range(256)) * 40_000
     path.write_bytes(data)
-    with run(app, extra_config=f"sendfile = {sendfile}\n") as server:
+    with run(app, extra_config=f"{loop}sendfile = {sendfile}\n") as server:
         with httpx.Client() as client:
             # Twice on one connection: the transport goes on after sendfile.
             for _ in range(2):

@@ -89,6 +89,7 @@ class Server:
         self.app_on_loop = runs_on_loop(app)
         self.config = config
         self.loop = home.loop
+        self.on_uvloop = type(home.loop).__module__.partition(".")[0] == "uvloop"
         self.threads = home.threads
         self.log = log
         self.hooks = hooks or Hooks()

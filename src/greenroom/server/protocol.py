@@ -188,8 +188,15 @@ class Connection(asyncio.Protocol):
             self._transport.write(data)
 
     def writelines(self, data: list[bytes]) -> None:
-        if self._state == RUNNING:
+        if self._state != RUNNING:
+            return
+        if self.server.on_uvloop:
             self._transport.writelines(data)
+        else:
+            # asyncio's writelines doesn't pause the protocol in 3.12.0-3.12.8 and
+            # 3.13.0-3.13.1 (CVE-2024-12254): without it nothing bounds the buffer.
+            for part in data:
+                self._transport.write(part)
 
     async def drained(self) -> None:
         """Wait until writing isn't paused, or nothing can be written any more."""
