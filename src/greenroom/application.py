@@ -34,7 +34,7 @@ from django.apps import apps
 from django.core import signals
 from django.core.exceptions import ImproperlyConfigured
 from django.core.handlers.wsgi import WSGIRequest, get_path_info, get_script_name
-from django.db import close_old_connections
+from django.db import close_old_connections, connections
 from django.http import HttpResponseBadRequest
 from django.http.response import HttpResponseBase
 from django.urls import Resolver404, ResolverMatch, set_script_prefix
@@ -169,6 +169,7 @@ class AsyncDjangoApplication:
             async with lock:
                 state = home.state.get(self, _UNSET)
                 if state is _UNSET:
+                    home.threads.after_call = _tidy_connections
                     state = await self._enter_lifespan(home)
                     home.state[self] = state
         return state
@@ -325,6 +326,24 @@ class _Exchange:
 def _give_back_connections() -> None:
     """Before a stream: its view's connections, as at the end of a request."""
     close_old_connections()
+
+
+def _tidy_connections() -> None:
+    """After a call on a free thread, whose next user is another request."""
+    for connection in connections.all(initialized_only=True):
+        if connection.connection is None:
+            continue
+        if connection.in_atomic_block or not connection.get_autocommit():
+            connection.close()
+            del connections[connection.alias]
+            logger.error(
+                "A sync_to_async call left a transaction open on the database %r; it was rolled "
+                "back. Make the whole transaction one synchronous function, or mark the view "
+                "@greenroom.on_thread.",
+                connection.alias,
+            )
+        else:
+            connection.close_if_unusable_or_obsolete()
 
 
 class _Parts(list[bytes]):
