@@ -181,6 +181,11 @@ class Threads:
         return 2 * (self.limit + self.max_parked)
 
     @property
+    def busy(self) -> bool:
+        """Whether a thread runs or is parked: `Then.after` outlives the answer."""
+        return any(self._running) or self._parked > 0
+
+    @property
     def made(self) -> int:
         """How many threads exist."""
         return self._made
