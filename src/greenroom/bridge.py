@@ -235,9 +235,11 @@ class _Bridge(greenlet):
         self.finished = self.closing = False
 
 
-def _work(fn: Any, args: Any, kwargs: Any) -> None:
-    bridge = cast("_Bridge", getcurrent())
+def _work() -> None:
     while True:
+        # Started without arguments, which greenlet keeps until the greenlet ends.
+        fn, args, kwargs = getcurrent().parent.switch()  # type: ignore[union-attr]
+        bridge = cast("_Bridge", getcurrent())
         try:
             bridge.result = fn(*args, **kwargs)
         except GreenletExit as exc:
@@ -249,7 +251,8 @@ def _work(fn: Any, args: Any, kwargs: Any) -> None:
             bridge.failure = exc
         fn = args = kwargs = None
         bridge.finished = True
-        fn, args, kwargs = bridge.parent.switch()  # type: ignore[union-attr]
+        # Its own frame would keep an idle greenlet for ever: no collector sees that.
+        del bridge
 
 
 class _Pool:
@@ -265,7 +268,11 @@ class _Pool:
         self.root = root
 
     def take(self) -> _Bridge:
-        return self.idle.pop() if self.idle else _Bridge()
+        if self.idle:
+            return self.idle.pop()
+        bridge = _Bridge()
+        bridge.switch()
+        return bridge
 
     def give(self, bridge: _Bridge) -> None:
         bridge.cancelled_at = bridge.failure = bridge.result = bridge.task = None
