@@ -1,0 +1,197 @@
+"""A Django project under real gunicorn processes with real clients, in both placements."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from serving import Server, serve
+
+HERE = Path(__file__).resolve().parent
+
+
+def site(
+    module: str = "wsgi", *, threads: int = 2, env: dict[str, str] | None = None, **more: Any
+) -> AbstractContextManager[Server]:
+    environment = {"DJANGO_SETTINGS_MODULE": "django_site.settings", **(env or {})}
+    app = f"django_site.{module}:application"
+    return serve(app, threads=threads, cwd=HERE, env=environment, **more)
+
+
+def greenroom(**settings: Any) -> dict[str, str]:
+    return {"SITE_GREENROOM": json.dumps(settings)}
+
+
+@pytest.fixture(scope="module", params=["loop", "thread", "wrapped"])
+def served(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """The site in placement loop, in placement thread, and inside of a plain wrapper."""
+    module = "wrapped" if request.param == "wrapped" else "wsgi"
+    placement = "thread" if request.param == "thread" else "auto"
+    with site(module, env=greenroom(PLACEMENT=placement)) as server:
+        yield server
+
+
+def events(server: Server) -> dict[str, Any]:
+    return dict(httpx.get(f"{server.url}/events/").json())
+
+
+def until(condition: Any, seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.02)
+
+
+def test_views_answer(served: Server) -> None:
+    with httpx.Client(base_url=served.url) as client:
+        for path, text in (
+            ("/hello/", "Hello world!"),
+            ("/plain/", "plain"),
+            ("/sleep/0.01/", "slept"),
+            ("/plain-calls-back/", "Hello world!"),
+        ):
+            answer = client.get(path)
+            assert (answer.status_code, answer.text) == (200, text)
+            assert answer.headers["X-Frame-Options"] == "DENY"
+            assert answer.headers["Content-Length"] == str(len(text))
+        assert client.get("/nowhere/").status_code == 404
+        assert client.head("/hello/").content == b""
+        assert client.get("/hello").headers["Location"] == "/hello/"
+
+
+@pytest.mark.parametrize("path", ["/file/", "/plain-file/"])
+def test_files(served: Server, path: str) -> None:
+    answer = httpx.get(f"{served.url}{path}")
+    assert sha256(answer.content).digest() == sha256(bytes(range(256)) * 4096).digest()
+
+
+def test_uploads(served: Server) -> None:
+    body = bytes(range(256)) * 20_000
+    answer = httpx.post(f"{served.url}/upload/", files={"file": ("a.bin", body)})
+    assert answer.json() == {"size": len(body), "sha256": sha256(body).hexdigest()}
+
+
+def test_a_chunked_request_has_a_length(served: Server) -> None:
+    answer = httpx.post(f"{served.url}/upload/", content=iter([b"ab", b"", b"cde"]))
+    assert answer.json() == {"size": 5, "length": "5"}
+
+
+def test_streams(served: Server) -> None:
+    lines = httpx.get(f"{served.url}/plain-stream/").text.splitlines()
+    assert [line.split()[0] for line in lines] == ["0", "1", "2"]
+    assert len({line.split()[1] for line in lines}) == 1
+
+
+def test_an_error_in_a_stream_is_no_well_formed_end(served: Server) -> None:
+    with pytest.raises(httpx.RemoteProtocolError):
+        httpx.get(f"{served.url}/broken-stream/")
+
+
+def test_a_client_that_leaves_a_stream(served: Server) -> None:
+    before = events(served)["seen"].count("stream closed")
+    with httpx.stream("GET", f"{served.url}/stream/") as answer:
+        assert next(answer.iter_lines()) == "tick"
+    until(lambda: events(served)["seen"].count("stream closed") == before + 1)
+    seen = events(served)["seen"]
+    assert seen.count("response closed") == seen.count("stream closed")
+
+
+def test_a_client_that_leaves_a_view() -> None:
+    for placement in ("auto", "thread"):
+        with site(env=greenroom(PLACEMENT=placement)) as server:
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.get(f"{server.url}/wait/", timeout=0.3)
+            until(lambda server=server: "finally" in events(server)["seen"])
+            seen = [event for event in events(server)["seen"] if event != "finished"]
+            assert seen == ["begun", "cancelled", "finally"]
+            finished = events(server)["seen"].count("finished")
+            # Each look at the events is a request of its own, and finished once.
+            assert events(server)["seen"].count("finished") == finished + 1
+
+
+def test_many_wait_and_no_thread_more() -> None:
+    async def ask(url: str, count: int) -> list[int]:
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=url, limits=limits, timeout=30) as client:
+            answers = await asyncio.gather(*(client.get("/sleep/0.5/") for _ in range(count)))
+        return [answer.status_code for answer in answers]
+
+    with site(threads=1) as server:
+        before = events(server)["threads"]
+        assert asyncio.run(ask(server.url, 200)) == [200] * 200
+        assert events(server)["threads"] == before
+
+
+def test_pages_that_call_back_above_the_bound_of_parked_threads() -> None:
+    """Eight pages in eight places, each asking its own server: none is locked up."""
+
+    async def ask(url: str, to: str) -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+            return await asyncio.gather(*(client.get(f"/calls-back/?to={to}") for _ in range(8)))
+
+    limits = greenroom(PLACEMENT="thread", MAX_PARKED=8, QUEUE_TIMEOUT=1)
+    with site(threads=1, env=limits) as server:
+        # A plain view needs no place among the parked.
+        answers = asyncio.run(ask(server.url, "plain"))
+        assert {answer.text for answer in answers} == {"200 plain"}
+        # A coroutine view does, and is refused in time or served when one is free.
+        answers = asyncio.run(ask(server.url, "hello"))
+        assert {answer.status_code for answer in answers} <= {200, 503}
+        assert httpx.get(f"{server.url}/calls-back/?to=hello").text == "200 Hello world!"
+    with site(threads=1, env=greenroom(PLACEMENT="thread", MAX_PARKED=7)) as server:
+        answers = asyncio.run(ask(server.url, "plain"))
+        assert {answer.text for answer in answers} == {"200 plain"}
+
+
+def test_system_exit_in_a_view() -> None:
+    async def ask(url: str) -> list[Any]:
+        async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+            others = [asyncio.create_task(client.get("/sleep/1/")) for _ in range(5)]
+            await asyncio.sleep(0.5)
+            with pytest.raises(httpx.RemoteProtocolError):
+                await client.get("/exits/")
+            return [(await other).text for other in others]
+
+    for placement in ("auto", "thread"):
+        with site(env=greenroom(PLACEMENT=placement)) as server:
+            assert asyncio.run(ask(server.url)) == ["slept"] * 5
+            server.wait_for(r"Worker \(pid:\d+\) exited with code 7")
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"PLACMENT": "auto"}, "Did you mean 'PLACEMENT'?"),
+        ({"LIFESPAN": "nowhere.lifespan"}, "which can't be imported"),
+    ],
+)
+def test_a_setting_that_is_wrong_ends_gunicorn_once(settings: dict[str, Any], reason: str) -> None:
+    with site(env=greenroom(**settings), ready=False) as server:
+        assert server.wait() == 3
+        log = server.log()
+    assert reason in log
+    assert len(server.workers()) == 1
+
+
+def test_django_s_own_application_runs_as_under_gthread() -> None:
+    with site("stock") as server:
+        assert httpx.get(f"{server.url}/plain/").text == "plain"
+        # Plain Django: a loop of its own for each request to a coroutine view.
+        assert httpx.get(f"{server.url}/hello/").text == "Hello world!"
+        assert len(httpx.get(f"{server.url}/plain-stream/").text.splitlines()) == 3
+
+
+def test_the_start_says_where_views_run() -> None:
+    with site() as server:
+        server.wait_for(r"\d+ coroutine views on the loop; at most \d+ connections per database")
+    with site(env=greenroom(PLACEMENT="thread")) as server:
+        server.wait_for(r"on threads.*GREENROOM\[\"PLACEMENT\"\]")
