@@ -500,11 +500,16 @@ class _Ask:
     def fail(self, error: BaseException) -> None:
         """Let the thread go on with an error, unless it was answered."""
         if not self.lane.closed:
-            if asyncio.iscoroutine(self.awaitable):
-                # Perhaps never begun.
+            if asyncio.iscoroutine(self.awaitable) and self.task is None:
                 self.awaitable.close()
             self.error = error
             self._done()
+
+    def task_done(self, task: asyncio.Task[None]) -> None:
+        if not self.lane.closed:
+            # It was cancelled before its first step.
+            self.task = None
+            self.fail(CancelledError())
 
     def abandon(self) -> None:
         """The thread waits no longer: it was interrupted."""
@@ -572,7 +577,10 @@ class _Waiter(ABC):
                 del item
         except BaseException:
             # Ctrl-C in the main thread, or a closed loop.
-            self.threads._soon(ask.abandon)
+            if self.threads.loop.is_closed():
+                ask.fail(BridgeError(_CLOSED))
+            else:
+                self.threads._soon(ask.abandon)
             raise
         finally:
             if self.counted:
@@ -617,7 +625,7 @@ class _Waiter(ABC):
             return
         ask.task = task = self.threads.keep(ask.answer(), ask.context.copy())
         # It may be cancelled before its first step.
-        task.add_done_callback(lambda _: ask.fail(CancelledError()))
+        task.add_done_callback(ask.task_done)
         if ask.task_context is not None and not ask.lane.closed:
             ask.task_context.append(task)
 
@@ -826,6 +834,8 @@ class _Job(_Waiter):
                 logger.exception("An error after the answer to a request")
         else:
             self.threads._soon(self.deliver, outcome)
+            # The frames of an error's traceback refer to this one.
+            del outcome
 
     def _serve(self, hold: Hold) -> None:
         """Run what the request still calls on this thread, until it is let go."""

@@ -295,7 +295,7 @@ def test_asyncio_within(go: Any) -> None:
 
     async def timed() -> None:
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.001):
+            async with asyncio.timeout(0.001):  # noqa: ASYNC100
                 # Synchronous code is what is interrupted.
                 await_(asyncio.sleep(60))
 
@@ -487,7 +487,7 @@ def test_peculiar_errors_of_synchronous_code(error: Any, suspends: bool) -> None
     async def main() -> None:
         # As out of any coroutine (PEP 479).
         expected = RuntimeError if error is StopIteration else error
-        with pytest.raises(expected, match="mine|StopIteration"):
+        with pytest.raises(expected, match=r"mine|StopIteration"):
             await run(sync)
         assert await run(await_, double(1)) == 2
 
