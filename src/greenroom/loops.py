@@ -136,7 +136,7 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
 
 def _stop(home: Home, thread: threading.Thread) -> None:
     """Cancel what runs, leave the lifespan, end the loop."""
-    if home is not _background:
+    if home is not _background or home.loop.is_closed():
         return
 
     async def end() -> None:

@@ -283,9 +283,12 @@ class Threads:
             self._idle.pop().put(item)
             return
         self._made += 1
+        # Not by its arguments, which a thread keeps until it ends.
+        inbox: SimpleQueue[_Job | _Call | None] = SimpleQueue()
+        inbox.put(item)
         try:
             threading.Thread(
-                target=self._main, args=(item,), name=f"greenroom-{self._made}", daemon=True
+                target=self._main, args=(inbox,), name=f"greenroom-{self._made}", daemon=True
             ).start()
         except RuntimeError as exc:
             # A limit of the system's. The timer tries again.
@@ -298,10 +301,10 @@ class Threads:
         else:
             self._starved = False
 
-    def _main(self, item: _Job | _Call | None) -> None:
+    def _main(self, inbox: SimpleQueue[_Job | _Call | None]) -> None:
         SyncToAsync.threadlocal.main_event_loop = self.loop
         SyncToAsync.threadlocal.main_event_loop_pid = os.getpid()
-        inbox: SimpleQueue[_Job | _Call | None] = SimpleQueue()
+        item = inbox.get()
         while item is not None:
             kind = item.kind
             try:

@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 from asgiref.local import Local
 from asgiref.sync import async_to_sync, sync_to_async
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from greenroom import bridge, patches, threads
 from greenroom.bridge import await_
 from greenroom.errors import BridgeError, Overloaded
 from greenroom.loops import Home
 from greenroom.threads import Held, Hold, Then, Threads, new_lane
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 patches.apply()
 
