@@ -6,7 +6,8 @@ what lives as long as the process (clients, pools, the project's lifespan).
 Under the worker the loop is the worker's. Everywhere else (another WSGI server,
 a management command, a shell) `background()` makes one, in a daemon thread of the
 process, when it is first needed. It is never shared over a fork: a child makes
-its own. It ends at exit, when its lifespan is left.
+its own. It ends at exit, when its lifespan is left: on the loop alone, since
+Python 3.12 starts no thread then, and executors have ended in every version.
 """
 
 from __future__ import annotations

@@ -118,13 +118,12 @@ def test_the_end_of_the_process() -> None:
     """What is pushed on the stack is left at exit, after tasks were cancelled."""
     out = python("""
 import asyncio
-from asgiref.sync import sync_to_async
 from greenroom.bridge import await_
 from greenroom.loops import background
 
 async def leave():
     await asyncio.sleep(0)
-    await sync_to_async(print)("left")
+    print("left")
 
 async def forever():
     try:
