@@ -8,13 +8,18 @@ a coroutine runs, and returns a plain iterable.
 On the loop the placement is decided first, then one of these runs:
 
 loop      the whole request cycle in a bridge of the request's task. The response
-          is closed after the server has written it.
+          is closed after the server has written it: in a bridge too, unless that
+          runs code of the project's, which gets a thread. A synchronous stream is
+          given a thread for all its items.
 thread    the whole cycle on a thread. A complete body is handed to the loop at
           once, and the thread goes on to close the response, so that
           `request_finished` is sent where the connections are. A synchronous
           stream keeps its thread, item by item. A coroutine stream or a file
           doesn't: connections are given back before it starts, and it is closed
           on a free thread.
+
+Whatever happens, a request that was begun (`request_started`) is closed exactly
+once, which sends `request_finished`: an `_Exchange` knows whose task that is.
 """
 
 from __future__ import annotations
@@ -23,27 +28,37 @@ import asyncio
 import contextlib
 import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from functools import partial
+from asyncio import CancelledError
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+)
+from contextvars import copy_context
 from queue import SimpleQueue
 from typing import Any
 
 import django
-from asgiref.sync import markcoroutinefunction, sync_to_async
+from asgiref.sync import _restore_context, markcoroutinefunction, sync_to_async
 from django.apps import apps
 from django.core import signals
 from django.core.exceptions import ImproperlyConfigured
 from django.core.handlers.wsgi import WSGIRequest, get_path_info, get_script_name
 from django.db import close_old_connections, connections
-from django.http import HttpResponseBadRequest
-from django.http.response import HttpResponseBase
+from django.http import FileResponse, HttpResponseBadRequest
+from django.http.response import HttpResponseBase, StreamingHttpResponse
 from django.urls import Resolver404, ResolverMatch, set_script_prefix
 from django.utils.module_loading import import_string
 
 from . import bridge, conf, handler, logs, loops, patches, warm
 from .bridge import await_, run
-from .placement import PLAIN, UNRESOLVED, Placement
-from .threads import Held, Hold, Then, new_lane
+from .errors import Overloaded
+from .placement import PLAIN, UNRESOLVED, Placement, is_coroutine_view, views
+from .threads import Held, Hold, Then, Threads, new_lane
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
@@ -70,7 +85,7 @@ class AsyncDjangoApplication:
             django.setup(set_prefix=False)
         patches.apply()
         self.settings = conf.settings()
-        self.handler = handler.Handler()
+        self.handler = handler.Handler(type(self))
         self.handler.load_middleware()
         if self.settings.lifespan is not None:
             self._lifespan = _import_lifespan(self.settings.lifespan)
@@ -86,15 +101,26 @@ class AsyncDjangoApplication:
             "spool_quota": self.settings.spool_quota,
         }
 
-    async def coroutine_wsgi_startup(self) -> None:
-        """Prepare the running loop: lifespan, logging. Awaited by the server once."""
+    async def coroutine_wsgi_startup(self) -> str:
+        """Prepare the running loop: lifespan, logging. Awaited by the server once.
+
+        Returns a line for the server's log: where coroutine views run, and why.
+        """
         home = loops.current()
         assert home is not None, "coroutine_wsgi_startup() wants a registered loop"
         await self._state(home)
         listener = logs.take_off_loop()
         if listener is not None:
             home.stack.push_async_callback(asyncio.to_thread, listener.stop)
-        self._say_placement(home)
+        judge = self.handler.judge
+        places = [judge.place(view).on_loop for *_, view in views() if is_coroutine_view(view)]
+        counts = [(places.count(True), "on the loop"), (places.count(False), "on threads")]
+        said = ", ".join(f"{count} {where}" for count, where in counts if count) or "none"
+        held = "; ".join(judge.surroundings())
+        return (
+            f"coroutine views: {said}{f' (held there by: {held})' if held else ''}; "
+            f"at most {home.threads.most} connections per database"
+        )
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Any:
         if environ.get("wsgi.async"):
@@ -115,30 +141,23 @@ class AsyncDjangoApplication:
         new_lane(home.threads)
         exchange = _Exchange(self, environ, state)
         placement = exchange.place()
-        if not placement.on_loop:
-            answer = await home.threads.run(exchange.on_thread, parks=placement.coroutine)
-            start_response(exchange.status, exchange.headers)
-            return answer if isinstance(answer, _Parts) else exchange.stream_from_thread(answer)
+        answer = None
         try:
-            response = await run(exchange.respond)
-        except BaseException:
-            await shielded(run(exchange.close_unanswered))
+            if placement.on_loop:
+                answer = exchange.body_on_loop(home.threads, await run(exchange.respond))
+            else:
+                made = await home.threads.run(exchange.on_thread, parks=placement.coroutine)
+                answer = exchange.body_from_thread(made)
+            start_response(exchange.status, exchange.headers)
+        except GeneratorExit:
+            # The task is thrown away: nothing can be awaited. A thread ends by itself.
+            if placement.on_loop:
+                exchange.close()
             raise
-        start_response(exchange.status, exchange.headers)
-        return exchange.body_on_loop(response)
-
-    def _say_placement(self, home: loops.Home) -> None:
-        from .placement import is_coroutine_view, views
-
-        coroutines = [view for _, _, view in views() if is_coroutine_view(view)]
-        held = self.handler.judge.surroundings()
-        logger.info(
-            "%d coroutine views %s; at most %d connections per database%s",
-            len(coroutines),
-            "on threads" if held else "on the loop",
-            home.threads.most,
-            f" (held on threads by: {'; '.join(held)})" if held else "",
-        )
+        except BaseException:
+            await shielded(getattr(answer, "aclose", exchange.aclose)())
+            raise
+        return answer
 
     # On a thread of somebody else.
 
@@ -148,15 +167,19 @@ class AsyncDjangoApplication:
         if state is _UNSET:
             state = await_(self._state(home))
         exchange = _Exchange(self, environ, state)
-        response = exchange.respond_or_close()
-        start_response(exchange.status, exchange.headers)
+        try:
+            response = exchange.respond()
+            start_response(exchange.status, exchange.headers)
+        except BaseException:
+            exchange.close()
+            raise
         file = exchange.file_of(response)
         if file is not None:
             # Servers close the wrapper, which closes what it wraps.
             file.close = response.close
             return environ["wsgi.file_wrapper"](file, response.block_size)  # type: ignore[attr-defined]
         if getattr(response, "is_async", False):
-            return _Pulled(home, response)
+            return _Pulled(home, _stream(response, exchange.source, _nothing), response.close)
         return response
 
     # The lifespan.
@@ -165,30 +188,35 @@ class AsyncDjangoApplication:
         """What the project's lifespan yielded on this loop; entered when first asked."""
         state = home.state.get(self, _UNSET)
         if state is _UNSET:
-            lock = home.state.setdefault((self, "lock"), asyncio.Lock())
-            async with lock:
-                state = home.state.get(self, _UNSET)
-                if state is _UNSET:
-                    home.threads.after_call = _tidy_connections
-                    state = await self._enter_lifespan(home)
-                    home.state[self] = state
+            entered = home.state.get((self, "entered"))
+            if entered is None:
+                entered = home.state[self, "entered"] = self._enter_lifespan(home)
+            # Others wait for it too: a cancelled request must not take it away.
+            state = await asyncio.shield(entered)
         return state
 
-    async def _enter_lifespan(self, home: loops.Home) -> Any:
-        if self.settings.lifespan is None:
-            return None
+    def _enter_lifespan(self, home: loops.Home) -> asyncio.Future[Any]:
+        home.threads.after_call = _tidy_connections
         entered: asyncio.Future[Any] = home.loop.create_future()
+        if self.settings.lifespan is None:
+            home.state[self] = None
+            entered.set_result(None)
+            return entered
         leave = asyncio.Event()
 
         async def live() -> None:
             # One task enters and leaves: task groups and timeouts insist on it.
             try:
                 async with self._lifespan() as state:
+                    home.state[self] = state
+                    home.stack.push_async_callback(end)
                     entered.set_result(state)
                     await leave.wait()
             except BaseException as exc:
                 if entered.done():
                     raise
+                # The next one to ask tries again.
+                del home.state[self, "entered"]
                 entered.set_exception(exc)
 
         task = home.loop.create_task(live())
@@ -197,12 +225,13 @@ class AsyncDjangoApplication:
             leave.set()
             await task
 
-        state = await entered
-        home.stack.push_async_callback(end)
-        return state
+        return entered
 
 
 _UNSET = object()
+
+# Whose iteration is that of their `_iterator`; a subclass may have its own.
+_KNOWN_STREAMS = frozenset({StreamingHttpResponse, FileResponse})
 
 
 class _Exchange:
@@ -213,16 +242,22 @@ class _Exchange:
         self.environ = environ
         self.state = state
         self.request: WSGIRequest | None = None
+        self.response: HttpResponseBase | None = None
         self.match: ResolverMatch | None = None
         self.path_info = ""
         self.on_loop = False
         self.status = ""
         self.headers: list[tuple[str, str]] = []
+        # A coroutine view's own iterator, which a middleware may have wrapped.
+        self.source: Any = None
+        # Whether `request_started` was sent, and whether somebody sees to the end.
+        self._begun = False
+        self._claimed = False
 
     def place(self) -> Placement:
         """Look the view up, and decide where the request runs."""
         judge = self.application.handler.judge
-        if any("path converter" in reason for reason in judge.surroundings()):
+        if not judge.may_resolve():
             # A look-up runs the project's code, which may block: none on the loop.
             return Placement(on_loop=False, coroutine=True, reason="a path converter")
         try:
@@ -240,6 +275,7 @@ class _Exchange:
     def respond(self) -> HttpResponseBase:
         """The request cycle, in a bridge or on a thread."""
         application = self.application
+        self._begun = True
         with contextlib.suppress(UnicodeDecodeError):  # which the request raises again
             set_script_prefix(get_script_name(self.environ))
         signals.request_started.send(sender=type(application), environ=self.environ)
@@ -257,6 +293,8 @@ class _Exchange:
                 setattr(request, handler.ON_LOOP, True)
             handler.set_hint(request, self.path_info, self.match)
             response = application.handler.get_response(request)
+            self.source = handler.forget(request)
+        self.response = response
         response._handler_class = type(application)  # type: ignore[attr-defined]
         self.status = f"{response.status_code} {response.reason_phrase}"
         self.headers = [
@@ -268,68 +306,129 @@ class _Exchange:
         ]
         return response
 
-    def close_unanswered(self) -> None:
-        handler.close_unanswered(self.request, type(self.application))
-
-    def respond_or_close(self) -> HttpResponseBase:
-        try:
-            return self.respond()
-        except BaseException:
-            self.close_unanswered()
-            raise
-
     def file_of(self, response: HttpResponseBase) -> Any:
         """The open file that the server is to send itself, if it can."""
         file = getattr(response, "file_to_stream", None)
-        return file if file is not None and "wsgi.file_wrapper" in self.environ else None
+        return file if file is not None and self.environ.get("wsgi.file_wrapper") else None
+
+    # The end: exactly once.
+
+    def claim(self) -> Callable[[], None]:
+        """What ends the request. It is the caller's to see that it is called."""
+        self._claimed = True
+        return self._end
+
+    def close(self) -> None:
+        """End the request, unless it was never begun or that is somebody else's."""
+        if self._begun and not self._claimed:
+            self.claim()()
+
+    async def aclose(self) -> None:
+        """As `close`, on the loop; on a thread if it runs code of the project's."""
+        if not self._begun or self._claimed:
+            return
+        end = self.claim()
+        if self.on_loop and handler.closes_at_once(self.request, self.response):
+            await run(end)
+            return
+        try:
+            await sync_to_async(end)()
+        except Overloaded:
+            # No thread came free: better late, and here, than never.
+            await run(end)
+
+    def _end(self) -> None:
+        if self.response is not None:
+            self.response.close()
+        else:
+            handler.close_unanswered(self.request, type(self.application))
+
+    def _end_on_thread(self) -> None:
+        """On a thread of the worker, whose next user is another request."""
+        try:
+            self._end()
+        finally:
+            _tidy_connections()
 
     # Placement loop.
 
-    def body_on_loop(self, response: Any) -> Any:
-        close = partial(run, response.close)
+    def body_on_loop(self, threads: Threads, response: Any) -> Any:
         if not response.streaming:
-            return _Parts(response, close)
+            return _Parts(response, self.aclose)
         file = self.file_of(response)
         if file is not None:
-            return self._wrapped(response, file, close)
-        if response.is_async:
-            return _stream(response, close)
-        return _stream_in_calls(response, close)
+            return self._wrapped(response, file)
+        if getattr(response, "is_async", False):
+            return _stream(response, self.source, self.aclose)
+        return self._stream_on_a_thread(threads)
+
+    def _stream_on_a_thread(self, threads: Threads) -> Any:
+        """A synchronous stream of a coroutine view on the loop: it gets one thread.
+
+        One for all its items: a cursor that it reads from belongs to its thread.
+        """
+        held: Held | None = None
+
+        async def parts() -> AsyncIterator[bytes]:
+            nonlocal held
+            held = await threads.run(self._hold)
+            async for part in _parts_of(held):
+                yield part
+
+        async def close() -> None:
+            await (self.aclose() if held is None else held.release())
+
+        return _Stream(parts(), None, close)
+
+    def _hold(self) -> Hold:
+        response: Any = self.response
+        iterator = iter(response)
+        self.claim()
+        return Hold(iterator, self._end_on_thread)
 
     # Placement thread.
 
     def on_thread(self) -> Any:
-        response: Any = self.respond_or_close()
         try:
+            response: Any = self.respond()
             if not response.streaming:
-                return Then(_Parts(response), response.close)
-            if response.is_async or self.file_of(response) is not None:
+                parts = _Parts(response)
+                self.claim()
+                return Then(parts, self._end_on_thread)
+            if getattr(response, "is_async", False) or self.file_of(response) is not None:
                 return Then(response, _give_back_connections)
-            return Hold((response, iter(response)), response.close)
+            return self._hold()
         except BaseException:
-            response.close()
+            try:
+                self.close()
+            finally:
+                _tidy_connections()
             raise
 
-    def stream_from_thread(self, answer: Any) -> Any:
-        if isinstance(answer, Held):
-            return _stream_from(answer)
-        close = sync_to_async(answer.close)
-        file = self.file_of(answer)
-        return self._wrapped(answer, file, close) if file is not None else _stream(answer, close)
+    def body_from_thread(self, made: Any) -> Any:
+        if isinstance(made, _Parts):
+            return made
+        if isinstance(made, Held):
+            return _Stream(_parts_of(made), None, made.release)
+        file = self.file_of(made)
+        if file is not None:
+            return self._wrapped(made, file)
+        return _stream(made, self.source, self.aclose)
 
-    def _wrapped(self, response: Any, file: Any, close: Callable[[], Awaitable[Any]]) -> Any:
+    def _wrapped(self, response: Any, file: Any) -> Any:
         wrapper = self.environ["wsgi.file_wrapper"](file, response.block_size)
-        wrapper.aclose = close
+        wrapper.aclose = self.aclose
         return wrapper
 
 
 def _give_back_connections() -> None:
     """Before a stream: its view's connections, as at the end of a request."""
     close_old_connections()
+    _tidy_connections()
 
 
 def _tidy_connections() -> None:
-    """After a call on a free thread, whose next user is another request."""
+    """After work on a thread of the worker, whose next user is another request."""
     for connection in connections.all(initialized_only=True):
         if connection.connection is None:
             continue
@@ -337,8 +436,9 @@ def _tidy_connections() -> None:
             connection.close()
             del connections[connection.alias]
             logger.error(
-                "A sync_to_async call left a transaction open on the database %r; it was rolled "
-                "back. Make the whole transaction one synchronous function, or mark the view "
+                "A request left a transaction open on the database %r; it was rolled back. "
+                "Between the calls of sync_to_async a transaction lasts only where they share "
+                "a thread: make all of it one synchronous function, or mark the view "
                 "@greenroom.on_thread.",
                 connection.alias,
             )
@@ -362,60 +462,43 @@ class _Parts(list[bytes]):
 class _Stream:
     """An async iterator over a body, closed exactly once by the server."""
 
-    __slots__ = ("_close", "_iterator")
+    __slots__ = ("_close", "_iterator", "_source")
 
-    def __init__(self, iterator: AsyncIterator[bytes], close: Callable[[], Awaitable[Any]]) -> None:
+    def __init__(
+        self, iterator: AsyncIterator[bytes], source: Any, close: Callable[[], Awaitable[Any]]
+    ) -> None:
         self._iterator = iterator
+        self._source = source
         self._close = close
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self._iterator
 
     async def aclose(self) -> None:
-        try:
-            aclose = getattr(self._iterator, "aclose", None)
-            if aclose is not None:
-                await aclose()
-        finally:
-            await self._close()
+        # Closed here, from the outside in, not whenever they are collected: their
+        # finally runs now and in this task. Each is, whatever the others raise.
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(self._close)
+            for each in (*(self._source or ()), self._iterator):
+                if inspect.isasyncgen(each) and not each.ag_running:
+                    stack.push_async_callback(each.aclose)
 
 
-def _stream(response: Any, close: Callable[[], Awaitable[Any]]) -> Any:
+def _stream(response: Any, source: Any, close: Callable[[], Awaitable[Any]]) -> Any:
     """A coroutine view's stream: its generator's steps run in the request's task."""
+    outer = response._iterator if type(response) in _KNOWN_STREAMS else response
 
     async def parts() -> AsyncIterator[bytes]:
-        source = response._iterator
-        try:
-            async for part in source:
-                yield response.make_bytes(part)
-        finally:
-            # Closed here, not whenever it is collected: its finally runs now.
-            if inspect.isasyncgen(source):
-                await source.aclose()
+        async for part in outer:
+            yield response.make_bytes(part)
 
-    return _Stream(parts(), close)
+    return _Stream(parts(), (source, getattr(response, "_iterator", None)), close)
 
 
-def _stream_in_calls(response: Any, close: Callable[[], Awaitable[Any]]) -> Any:
-    """A synchronous stream of a coroutine view on the loop: each item on a thread."""
-
-    async def parts() -> AsyncIterator[bytes]:
-        following = sync_to_async(partial(next, iter(response), None))
-        while (part := await following()) is not None:
-            yield part
-
-    return _Stream(parts(), close)
-
-
-def _stream_from(held: Held) -> Any:
-    """A synchronous stream, item by item on the thread that it was made on."""
-
-    async def parts() -> AsyncIterator[bytes]:
-        _, iterator = held.value
-        while (part := await held.call(next, iterator, None)) is not None:
-            yield part
-
-    return _Stream(parts(), held.release)
+async def _parts_of(held: Held) -> AsyncIterator[bytes]:
+    """A synchronous stream, item by item on its thread."""
+    while (part := await held.call(next, held.value, None)) is not None:
+        yield part
 
 
 class _Pulled:
@@ -425,9 +508,12 @@ class _Pulled:
     scopes inside of a generator insist on one task.
     """
 
-    def __init__(self, home: loops.Home, response: Any) -> None:
+    def __init__(self, home: loops.Home, stream: _Stream, close: Callable[[], object]) -> None:
         self._home = home
-        self._response = response
+        self._stream = stream
+        self._close = close
+        # With what is local to this thread: language, time zone, URLconf.
+        self._context = copy_context()
         self._items: SimpleQueue[Any] = SimpleQueue()
         self._wanted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -454,12 +540,12 @@ class _Pulled:
             self._home.loop.call_soon_threadsafe(self._cancel)
             while isinstance(self._items.get(), bytes):
                 pass
-        self._response.close()
+        self._close()
 
     def _want(self) -> None:
         self._wanted.set()
         if self._task is None:
-            self._task = self._home.loop.create_task(self._pull())
+            self._task = self._home.loop.create_task(self._pull(), context=self._context)
 
     def _cancel(self) -> None:
         if self._task is None:
@@ -468,10 +554,10 @@ class _Pulled:
             self._task.cancel()
 
     async def _pull(self) -> None:
-        body = _stream(self._response, _nothing)
+        _restore_context(self._context)
         end: BaseException | None = None
         try:
-            parts = aiter(body)
+            parts = aiter(self._stream)
             while True:
                 await self._wanted.wait()
                 self._wanted.clear()
@@ -481,7 +567,7 @@ class _Pulled:
         except BaseException as exc:
             end = exc
         try:
-            await body.aclose()
+            await self._stream.aclose()
         finally:
             self._items.put(end)
 
@@ -490,22 +576,28 @@ async def _nothing() -> None:
     """The response of a pulled stream is closed on the thread that pulls."""
 
 
-async def shielded(awaitable: Awaitable[Any]) -> None:
-    """Await to the end, whatever is cancelled; then let the cancellation go on."""
-    task = asyncio.ensure_future(_await(awaitable))
-    cancelled: asyncio.CancelledError | None = None
+async def shielded(coroutine: Coroutine[Any, Any, Any]) -> None:
+    """Await to the end, whatever is cancelled; then let the cancellation go on.
+
+    For what is done while another error is on its way: its own is logged.
+    """
+    task = asyncio.create_task(_logged(coroutine))
+    cancelled: CancelledError | None = None
     while not task.done():
         try:
             await asyncio.wait([task])
-        except asyncio.CancelledError as exc:
+        except CancelledError as exc:
             cancelled = exc
     if cancelled is not None:
         raise cancelled
-    task.result()
 
 
-async def _await(awaitable: Awaitable[Any]) -> Any:
-    return await awaitable
+async def _logged(coroutine: Coroutine[Any, Any, Any]) -> None:
+    try:
+        await coroutine
+    except BaseException:
+        # SystemExit too, which would end the loop if it came out of a task.
+        logger.exception("An error when a request was closed")
 
 
 def _import_lifespan(name: str) -> Callable[[], contextlib.AbstractAsyncContextManager[Any]]:

@@ -22,6 +22,7 @@ An unknown key or a value of the wrong kind is an `ImproperlyConfigured`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from functools import lru_cache
@@ -71,7 +72,8 @@ def _checked(key: str, value: Any) -> Any:
             good = isinstance(value, int) and not isinstance(value, bool) and value > 0
             wanted = "a positive integer"
         case "QUEUE_TIMEOUT":
-            good = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+            good = isinstance(value, int | float) and not isinstance(value, bool)
+            good = good and 0 < value < math.inf
             wanted = "a positive number of seconds"
         case "CANCEL_ON_DISCONNECT":
             good, wanted = isinstance(value, bool), "True or False"

@@ -18,10 +18,14 @@ the response's `close()` would have done.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
+from asyncio import CancelledError
 from collections.abc import Callable
-from functools import update_wrapper
+from contextlib import suppress
+from functools import partial, update_wrapper
+from types import CoroutineType
 from typing import Any, ParamSpec, TypeVar
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
@@ -50,6 +54,7 @@ GetResponse = Callable[[HttpRequest], HttpResponseBase]
 logger = logging.getLogger("django.request")
 
 _RESPONSE = "_greenroom_response"
+_SOURCE = "_greenroom_source"
 _HINT = "_greenroom_hint"
 # Present on a request whose synchronous code runs on the loop.
 ON_LOOP = "_greenroom_on_loop"
@@ -63,6 +68,11 @@ class Handler(BaseHandler):
 
     judge: Judge
 
+    def __init__(self, sender: type) -> None:
+        super().__init__()
+        # Of the request signals.
+        self._sender = sender
+
     def load_middleware(self, is_async: bool = False) -> None:
         """Build the chain from ``settings.MIDDLEWARE``.
 
@@ -73,7 +83,7 @@ class Handler(BaseHandler):
         self._template_response_middleware: list[Any] = []
         self._exception_middleware: list[Any] = []
         used = []
-        handler = _converted(self._get_response, "the view")
+        handler = _converted(self._get_response, "The view's render()")
         for path in reversed(settings.MIDDLEWARE):
             factory = import_string(path)
             can_sync = getattr(factory, "sync_capable", True)
@@ -86,8 +96,10 @@ class Handler(BaseHandler):
                 middleware = factory(handler if can_sync else _as_coroutine_function(handler))
             except MiddlewareNotUsed as exc:
                 if settings.DEBUG:
-                    said = f"({path!r}): {exc}" if str(exc) else f": {path!r}"
-                    logger.debug("MiddlewareNotUsed%s", said)
+                    if str(exc):
+                        logger.debug("MiddlewareNotUsed(%r): %s", path, exc)
+                    else:
+                        logger.debug("MiddlewareNotUsed: %r", path)
                 continue
             if middleware is None:
                 raise ImproperlyConfigured(f"Middleware factory {path} returned None.")
@@ -98,10 +110,12 @@ class Handler(BaseHandler):
             ):
                 if hasattr(middleware, name):
                     hooks.append(_as_function(getattr(middleware, name)))
-            handler = _converted(middleware if can_sync else _as_function(middleware), path)
+            handler = _converted(
+                middleware if can_sync else _as_function(middleware), f"The middleware {path}"
+            )
             used.append((path, factory))
         self._view_middleware.reverse()
-        self.judge = Judge(used[::-1])
+        self.judge = Judge(used[::-1], self._sender)
         # Set last: Django takes it for the sign that all is loaded.
         self._middleware_chain = handler
 
@@ -110,7 +124,8 @@ class Handler(BaseHandler):
         set_urlconf(settings.ROOT_URLCONF)
         response: HttpResponseBase = self._middleware_chain(request)
         response._resource_closers.append(request.close)  # type: ignore[attr-defined]
-        if response.status_code >= 400:
+        setattr(request, _RESPONSE, response)
+        if response.status_code >= 400 and not getattr(response, "_has_been_logged", False):
             off_loop(
                 log_response,
                 "%s: %s",
@@ -132,10 +147,20 @@ class Handler(BaseHandler):
             match: ResolverMatch = hint[2]
             request.resolver_match = match
         else:
-            match = super().resolve_request(request)
+            match = self._resolve(request)
         if getattr(match.func, "_greenroom_keep", not conf.settings().cancel_on_disconnect):
             request.META["coroutine_wsgi.cancel_on_disconnect"] = False
         return match
+
+    def _resolve(self, request: HttpRequest) -> ResolverMatch:
+        urlconf = getattr(request, "urlconf", None)
+        if urlconf is not None and in_bridge():
+            if self.judge.is_new(urlconf):
+                # Its modules are imported now.
+                off_loop(self.judge.learn, urlconf)
+            if not self.judge.may_resolve():
+                return off_loop(super().resolve_request, request)
+        return super().resolve_request(request)
 
     def _get_response(self, request: HttpRequest) -> HttpResponseBase:
         response: Any = None
@@ -153,6 +178,8 @@ class Handler(BaseHandler):
                     raise
         self.check_response(response, view)
         setattr(request, _RESPONSE, response)
+        if getattr(response, "is_async", False):
+            setattr(request, _SOURCE, getattr(response, "_iterator", None))
         if hasattr(response, "render") and callable(response.render):
             response = self._render(request, response)
             setattr(request, _RESPONSE, response)
@@ -192,15 +219,40 @@ def find(path_info: str) -> ResolverMatch:
     return get_resolver(settings.ROOT_URLCONF).resolve(path_info)
 
 
+def forget(request: HttpRequest) -> Any:
+    """Drop what the request refers to: there is a response, which is to be closed.
+
+    Returns the iterator that the view made, if it was a coroutine's stream.
+    """
+    request.__dict__.pop(_RESPONSE, None)
+    return request.__dict__.pop(_SOURCE, None)
+
+
+def closes_at_once(request: HttpRequest | None, response: HttpResponseBase | None) -> bool:
+    """Whether `close()` runs no code but Django's own and the signals' receivers."""
+    if response is None and request is not None:
+        response = request.__dict__.get(_RESPONSE)
+    if request is None or request.__dict__.get("_files"):
+        return False
+    return response is None or (
+        type(response).close is HttpResponseBase.close
+        and type(request).close is HttpRequest.close
+        and all(
+            getattr(closer, "__self__", None) is request
+            for closer in response._resource_closers  # type: ignore[attr-defined]
+        )
+    )
+
+
 def close_unanswered(request: HttpRequest | None, sender: type) -> None:
     """End a request that got no response: send `request_finished`, close its files.
 
     If the view had made a response, it is closed, which does both.
     """
-    response = getattr(request, _RESPONSE, None)
-    if response is not None:
-        response._handler_class = sender
-        response._resource_closers.append(request.close)  # type: ignore[union-attr]
+    response = request.__dict__.pop(_RESPONSE, None) if request is not None else None
+    if isinstance(response, HttpResponseBase):
+        response._handler_class = sender  # type: ignore[attr-defined]
+        response._resource_closers.append(request.close)  # type: ignore[attr-defined,union-attr]
         response.close()
         return
     try:
@@ -211,10 +263,47 @@ def close_unanswered(request: HttpRequest | None, sender: type) -> None:
 
 
 def off_loop(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call `fn` on a thread if this is the loop's, with the context and `exc_info`."""
+    """Call `fn` on a thread if this is the loop's, with the context and `exc_info`.
+
+    A cancellation waits until the thread is done: it uses the request.
+    """
     if in_bridge():
-        return await_(sync_to_async(fn)(*args, **kwargs))
+        return await_(_to_its_end(partial(fn, *args, **kwargs)))
     return fn(*args, **kwargs)
+
+
+async def _to_its_end(fn: Callable[[], T]) -> T:
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+    # Taken by the thread when it begins, or by the cancellation: then it never does.
+    turn = [None]
+
+    def call() -> T:
+        try:
+            turn.pop()
+        except IndexError:
+            raise CancelledError from None
+        try:
+            return fn()
+        finally:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(_set, ended)
+
+    try:
+        return await sync_to_async(call)()
+    except CancelledError:
+        try:
+            turn.pop()
+        except IndexError:
+            while not ended.done():
+                with suppress(CancelledError):
+                    await asyncio.wait([ended])
+        raise
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _converted(get_response: GetResponse, name: str) -> GetResponse:
@@ -229,12 +318,20 @@ def _converted(get_response: GetResponse, name: str) -> GetResponse:
             response = get_response(request)
             if response is None:
                 raise ValueError(
-                    f"The middleware {name} didn't return an HttpResponse object. It returned "
-                    "None instead."
+                    f"{name} didn't return an HttpResponse object. It returned None instead."
+                )
+            if isinstance(response, CoroutineType):
+                response.close()
+                raise ValueError(
+                    f"{name} didn't return an HttpResponse object. It returned an unawaited "
+                    "coroutine instead. You may need to set sync_capable = False and "
+                    "async_capable = True on it."
                 )
         except Overloaded as exc:
             response = HttpResponse(status=503, headers={"Retry-After": str(exc.retry_after)})
             logger.warning("%s: %s", exc, request.path, extra={"request": request})
+            # By the rule it would be logged on a thread, and there is none.
+            response._has_been_logged = True  # type: ignore[attr-defined]
         except Exception as exc:
             response = off_loop(response_for_exception, request, exc)
         return response
@@ -287,7 +384,7 @@ def _as_plain_view(view: Any) -> Any:
         try:
             result = view(request, *args, **kwargs)
         except RuntimeError as exc:
-            if "event loop" in str(exc):
+            if str(exc).startswith(("no running event loop", "There is no current event loop")):
                 raise ViewError(
                     f"The view {_name(view)} wants the running event loop, but as a plain "
                     "function it runs on a thread. If it returns an awaitable, mark it with "

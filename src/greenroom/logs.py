@@ -13,6 +13,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import logging.handlers
+from contextvars import copy_context
+from copy import copy
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
@@ -31,30 +34,67 @@ NON_BLOCKING: frozenset[type[logging.Handler]] = frozenset(
 
 
 class OffLoopHandler(logging.handlers.QueueHandler):
-    """Stands in the place of a handler that may block, and knows its level and filters."""
+    """Stands in the place of a handler that may block, and knows its level and filters.
+
+    Filters run where the record is made: they may read what is local to a request.
+    """
 
     def __init__(self, handler: logging.Handler, queue: Any) -> None:
-        super().__init__(queue)
         self.handler = handler
-        self.setLevel(handler.level)
+        super().__init__(queue)
+        # Its own `handle` may do anything, so filters are left to it.
+        self._plain = type(handler).handle is logging.Handler.handle
+
+    @property
+    def level(self) -> int:
+        """The handler's, which may be changed at any time."""
+        return self.handler.level
+
+    @level.setter
+    def level(self, level: int) -> None:
+        """Set by `logging.Handler` when it is made."""
+
+    def setLevel(self, level: int | str) -> None:
+        self.handler.setLevel(level)
+
+    def addFilter(self, filter: Any) -> None:
+        self.handler.addFilter(filter)
+
+    def removeFilter(self, filter: Any) -> None:
+        self.handler.removeFilter(filter)
 
     def handle(self, record: logging.LogRecord) -> Any:
         if asyncio._get_running_loop() is None:
             return self.handler.handle(record)
-        if self.handler.filter(record):
-            self.emit(record)
-        return True
+        if self._plain:
+            passed = self.handler.filter(record)
+            if not passed:
+                return False
+            if isinstance(passed, logging.LogRecord):
+                # Since Python 3.12 a filter may return another record.
+                record = passed
+        self.emit(record)
+        return record
 
     def prepare(self, record: logging.LogRecord) -> Any:
-        """Fix the message, which may refer to what changes; keep all the rest.
+        """A copy with the message fixed, since it may refer to what changes.
 
         The handler is in this process: the request and the exception stay on the
-        record, since Django's mail to the admins is made from them.
+        record, since Django's mail to the admins is made from them. Its formatter
+        finds the context that the record was made in.
         """
-        if record.args:
-            record.msg = record.getMessage()
-            record.args = None
-        return self.handler, record
+        message = record.getMessage()
+        record = copy(record)
+        record.msg, record.args = message, None
+        write = self.handler.handle if not self._plain else self._write
+        return partial(copy_context().run, write, record), self.handler, record
+
+    def _write(self, record: logging.LogRecord) -> None:
+        self.handler.acquire()
+        try:
+            self.handler.emit(record)
+        finally:
+            self.handler.release()
 
     def close(self) -> None:
         self.handler.close()
@@ -69,12 +109,12 @@ class _Listener(logging.handlers.QueueListener):
         self.replaced: list[tuple[logging.Logger, OffLoopHandler]] = []
 
     def handle(self, record: Any) -> None:
-        handler, record = record
-        handler.acquire()
+        write, handler, record = record
         try:
-            handler.emit(record)
-        finally:
-            handler.release()
+            write()
+        except Exception:
+            # It must not end this thread, and with it all other handlers.
+            handler.handleError(record)
 
     def stop(self) -> None:
         for logger, stand_in in self.replaced:

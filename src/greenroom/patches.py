@@ -41,7 +41,9 @@ private, relied on                     for
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
+from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
@@ -79,7 +81,22 @@ _async_to_sync_call = AsyncToSync.__call__
 def _async_to_sync(self: AsyncToSync[Any, Any], *args: Any, **kwargs: Any) -> Any:
     if self.force_new_loop or not can_await():
         return _async_to_sync_call(self, *args, **kwargs)
-    return bridge.await_(self.awaitable(*args, **kwargs))
+    if asyncio._get_running_loop() is not None:
+        return bridge.await_(self.awaitable(*args, **kwargs))
+    return bridge.await_(_as_asgiref(self.awaitable, sys.exc_info()[1], args, kwargs))
+
+
+async def _as_asgiref(
+    fn: Callable[..., Any], error: BaseException | None, args: Any, kwargs: Any
+) -> Any:
+    """Call `fn` on the loop, in the `except` block, if any, that its caller is in."""
+    if error is None:
+        return await fn(*args, **kwargs)
+    try:
+        raise error
+    except BaseException:
+        del error
+        return await fn(*args, **kwargs)
 
 
 _resolver_error_handler = URLResolver.resolve_error_handler

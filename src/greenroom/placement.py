@@ -16,6 +16,8 @@ the loop yet.
 from __future__ import annotations
 
 import inspect
+import logging
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -26,6 +28,8 @@ from typing import Any, TypeVar
 from asgiref.sync import iscoroutinefunction
 from django.conf import settings as django_settings
 from django.core.signals import request_finished, request_started
+from django.template import TemplateDoesNotExist
+from django.template.loader import get_template
 from django.urls import URLPattern, URLResolver, get_resolver
 from django.urls.resolvers import RoutePattern
 from django.utils.module_loading import import_string
@@ -35,6 +39,8 @@ from . import conf
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+logger = logging.getLogger("greenroom")
+
 
 def loop_safe(code: F) -> F:
     """Say that a class or function is loop-safe: a middleware, a signal receiver.
@@ -42,7 +48,8 @@ def loop_safe(code: F) -> F:
     It must not block, hold a lock while it calls what may wait, or keep state in
     thread-locals while it does. A subclass has to be marked itself.
     """
-    code._greenroom_loop_safe = True  # type: ignore[attr-defined]
+    # Itself, so that a wrapper which copies its attributes isn't marked by that.
+    code._greenroom_loop_safe = code  # type: ignore[attr-defined]
     return code
 
 
@@ -94,13 +101,18 @@ def _yields(function: Any) -> bool:
 class Judge:
     """Decides the placement of each view of one handler.
 
-    `middleware` holds the dotted path and the object of each that is in use.
+    `middleware` holds the dotted path and the object of each that is in use,
+    `sender` is that of the request signals.
     """
 
-    def __init__(self, middleware: list[tuple[str, Any]]) -> None:
+    def __init__(self, middleware: list[tuple[str, Any]], sender: type) -> None:
         self._middleware = middleware
+        self._sender = sender
+        # The URLconfs that middlewares chose.
+        self._urlconfs: dict[Any, None] = {}
         self._key: object = None
         self._reasons: list[str] = []
+        self._unknown_patterns: list[str] = []
 
     def place(self, view: Any) -> Placement:
         """The placement of a request that this view answers."""
@@ -119,11 +131,35 @@ class Judge:
 
     def surroundings(self) -> list[str]:
         """What holds every view on a thread. Empty if all around it is loop-safe."""
-        key = (conf.settings(), _receivers_key(), django_settings.ROOT_URLCONF)
+        key = (
+            conf.settings(),
+            _receivers_key(),
+            django_settings.ROOT_URLCONF,
+            len(self._urlconfs),
+        )
         if key != self._key:
-            self._reasons = list(self._judge())
+            self._unknown_patterns = [
+                reason
+                for urlconf in (django_settings.ROOT_URLCONF, *self._urlconfs)
+                for reason in unknown_patterns(urlconf)
+            ]
+            self._reasons = [*self._judge(), *self._unknown_patterns]
             self._key = key
         return self._reasons
+
+    def may_resolve(self) -> bool:
+        """Whether a view may be looked up on the loop, in all URLconfs seen so far."""
+        self.surroundings()
+        return not self._unknown_patterns
+
+    def is_new(self, urlconf: Any) -> bool:
+        """Whether it is a URLconf that was not seen yet."""
+        return urlconf != django_settings.ROOT_URLCONF and urlconf not in self._urlconfs
+
+    def learn(self, urlconf: Any) -> None:
+        """Load a URLconf that a middleware chose; from now on it is judged too."""
+        list(unknown_patterns(urlconf))
+        self._urlconfs[urlconf] = None
 
     def _judge(self) -> Iterator[str]:
         if conf.settings().placement == "thread":
@@ -133,11 +169,10 @@ class Judge:
             if reason is not None:
                 yield f"the middleware {path} {reason}"
         for signal, name in ((request_started, "started"), (request_finished, "finished")):
-            for receiver in _plain_receivers(signal):
+            for receiver in _plain_receivers(signal, self._sender):
                 reason = why_unsafe(receiver)
                 if reason is not None:
                     yield f"the receiver {dotted_name(receiver)} of request_{name} {reason}"
-        yield from unknown_converters()
 
 
 def atomic_aliases(view: Any) -> list[str]:
@@ -157,22 +192,35 @@ def why_unsafe(code: Any) -> str | None:
     name = dotted_name(code)
     if _marked(code) or any(fnmatchcase(name, p) for p in conf.settings().loop_safe):
         return None
-    if name in DJANGO:
-        check = DJANGO[name]
-        return check() if check is not None else None
-    if name in DATABASE:
-        return "may query the database"
-    if name in OTHERS:
-        return OTHERS[name].why_unsafe()
+    if _is_itself(code, name):
+        if name in DJANGO:
+            check = DJANGO[name]
+            return check() if check is not None else None
+        if name in DATABASE:
+            return "may query the database"
+        if name in OTHERS:
+            return OTHERS[name].why_unsafe()
     return "is not known to be loop-safe (mark it @loop_safe if it is)"
 
 
 def dotted_name(code: Any) -> str:
     """The name by which the tables and ``LOOP_SAFE`` know `code`."""
-    code = inspect.unwrap(code) if inspect.isfunction(code) else code
     if not hasattr(code, "__qualname__"):
         code = type(code)
     return f"{code.__module__}.{code.__qualname__}"
+
+
+def _is_itself(code: Any, name: str) -> bool:
+    """Whether `code` is what stands under its name, and not a wrapper that took it.
+
+    `functools.wraps` gives a wrapper the name of what it wraps; tools that trace
+    give a subclass the name of the class.
+    """
+    if inspect.isfunction(code):
+        return name == f"{code.__globals__.get('__name__')}.{code.__code__.co_qualname}"
+    kind = code if inspect.isclass(code) else type(code)
+    module = sys.modules.get(kind.__module__)
+    return getattr(module, kind.__qualname__, None) is kind
 
 
 def _only_coroutines(middleware: Any) -> bool:
@@ -187,31 +235,37 @@ def _only_coroutines(middleware: Any) -> bool:
 
 
 def _marked(code: Any) -> bool:
-    mark = "_greenroom_loop_safe"
-    if inspect.isclass(code):
-        return bool(vars(code).get(mark))
-    return bool(getattr(code, mark, False)) and not inspect.ismethod(code)
+    code = code.__func__ if inspect.ismethod(code) else code
+    own = code if inspect.isclass(code) or inspect.isfunction(code) else type(code)
+    return any(vars(each).get("_greenroom_loop_safe") is each for each in _with_dict(code, own))
 
 
-def unknown_converters() -> Iterator[str]:
-    """Path converters of the project: they run when the view is looked up."""
-    seen = set()
-    for pattern in _patterns(get_resolver(django_settings.ROOT_URLCONF)):
-        if isinstance(pattern, RoutePattern):
-            for converter in pattern.converters.values():
-                kind = type(converter)
-                if kind not in seen and kind.__module__ != "django.urls.converters":
-                    seen.add(kind)
-                    reason = why_unsafe(kind)
-                    if reason is not None:
-                        yield f"the path converter {dotted_name(kind)} {reason}"
+def _with_dict(*objects: Any) -> Iterator[Any]:
+    return (each for each in objects if hasattr(each, "__dict__"))
 
 
-def _patterns(resolver: URLResolver) -> Iterator[Any]:
+def unknown_patterns(urlconf: Any) -> Iterator[str]:
+    """Code of the project that runs when a view is looked up: converters, patterns."""
+    seen: set[type] = set()
+    for code in _url_code(get_resolver(urlconf)):
+        kind = type(code)
+        if kind in seen:
+            continue
+        seen.add(kind)
+        if kind.__module__ not in ("django.urls.converters", "django.urls.resolvers"):
+            reason = why_unsafe(kind)
+            if reason is not None:
+                what = "URL pattern" if hasattr(code, "match") else "path converter"
+                yield f"the {what} {dotted_name(kind)} {reason}"
+
+
+def _url_code(resolver: URLResolver) -> Iterator[Any]:
     for entry in resolver.url_patterns:
         yield entry.pattern
+        if isinstance(entry.pattern, RoutePattern):
+            yield from entry.pattern.converters.values()
         if isinstance(entry, URLResolver):
-            yield from _patterns(entry)
+            yield from _url_code(entry)
 
 
 def views(
@@ -228,15 +282,14 @@ def views(
             yield from views(entry, route, inner)
 
 
-def _receivers_key() -> tuple[object, ...]:
+def _receivers_key() -> list[Any]:
     """Changes when a receiver of the request signals is connected or disconnected."""
-    return tuple(
-        entry[0] for signal in (request_started, request_finished) for entry in signal.receivers
-    )
+    # With the receivers, or the weak references to them: ids are used again.
+    return [entry[:2] for entry in (*request_started.receivers, *request_finished.receivers)]
 
 
-def _plain_receivers(signal: Any) -> list[Any]:
-    receivers, _coroutine_functions = signal._live_receivers(None)
+def _plain_receivers(signal: Any, sender: Any) -> list[Any]:
+    receivers, _coroutine_functions = signal._live_receivers(sender)
     return list(receivers)
 
 
@@ -245,37 +298,79 @@ def _plain_receivers(signal: Any) -> list[Any]:
 
 def _csrf() -> str | None:
     view = django_settings.CSRF_FAILURE_VIEW
-    if view == "django.views.csrf.csrf_failure" or why_unsafe(import_string(view)) is None:
+    if view != "django.views.csrf.csrf_failure":
+        return _called(view)
+    if any(fnmatchcase(view, p) for p in conf.settings().loop_safe):
         return None
-    return f"calls {view}, which is not known to be loop-safe"
+    try:
+        get_template("403_csrf.html")
+    except TemplateDoesNotExist:
+        # It has a page of its own.
+        return None
+    except Exception:
+        logger.debug("The template of CSRF failures can't be loaded", exc_info=True)
+    return "renders the template 403_csrf.html"
+
+
+def _called(name: Any) -> str | None:
+    """Why what a setting names isn't safe."""
+    try:
+        known = why_unsafe(import_string(name) if isinstance(name, str) else name) is None
+    except ImportError:
+        known = False
+    return None if known else f"calls {name}, which is not known to be loop-safe"
 
 
 def _session() -> str | None:
     engine = django_settings.SESSION_ENGINE
-    if engine == "django.contrib.sessions.backends.signed_cookies" or any(
-        fnmatchcase(engine, p) for p in conf.settings().loop_safe
-    ):
+    if any(fnmatchcase(engine, p) for p in conf.settings().loop_safe):
         return None
-    return f"uses the session engine {engine}, which does I/O"
+    if engine != "django.contrib.sessions.backends.signed_cookies":
+        return f"uses the session engine {engine}, which does I/O"
+    serializer = django_settings.SESSION_SERIALIZER
+    return None if serializer in SERIALIZERS else _called(serializer)
 
 
 def _messages() -> str | None:
     storage = django_settings.MESSAGE_STORAGE
-    if storage.startswith("django.contrib.messages.storage."):
-        return None
-    return f"uses the storage {storage}, which is not known to be loop-safe"
+    if storage not in MESSAGE_STORAGES and _called(storage) is not None:
+        return f"uses the storage {storage}, which is not known to be loop-safe"
+    signer = django_settings.SIGNING_BACKEND
+    return None if signer == "django.core.signing.TimestampSigner" else _called(signer)
 
 
 def _cache() -> str | None:
     alias = django_settings.CACHE_MIDDLEWARE_ALIAS
-    backend = django_settings.CACHES[alias]["BACKEND"]
-    if backend in (
-        "django.core.cache.backends.locmem.LocMemCache",
-        "django.core.cache.backends.dummy.DummyCache",
-    ):
-        return None
-    return f"uses the cache {alias!r} ({backend}), which does I/O"
+    cache = django_settings.CACHES.get(alias, {})
+    backend = cache.get("BACKEND")
+    if backend not in CACHES:
+        return f"uses the cache {alias!r} ({backend}), which does I/O"
+    key_function = cache.get("KEY_FUNCTION")
+    return None if key_function is None else _called(key_function)
 
+
+CACHES = frozenset(
+    {
+        "django.core.cache.backends.dummy.DummyCache",
+        "django.core.cache.backends.locmem.LocMemCache",
+    }
+)
+
+MESSAGE_STORAGES = frozenset(
+    {
+        "django.contrib.messages.storage.cookie.CookieStorage",
+        "django.contrib.messages.storage.fallback.FallbackStorage",
+        # With the session's engine, which is judged with its middleware.
+        "django.contrib.messages.storage.session.SessionStorage",
+    }
+)
+
+SERIALIZERS = frozenset(
+    {
+        "django.contrib.sessions.serializers.JSONSerializer",
+        "django.core.signing.JSONSerializer",
+    }
+)
 
 DJANGO: dict[str, Callable[[], str | None] | None] = {
     "django.contrib.messages.middleware.MessageMiddleware": _messages,
@@ -348,7 +443,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def _cors() -> str | None:
     signal = import_string("corsheaders.signals.check_request_enabled")
-    for receiver in _plain_receivers(signal):
+    for receiver in _plain_receivers(signal, None):
         if why_unsafe(receiver) is not None:
             return f"calls {dotted_name(receiver)}, which is not known to be loop-safe"
     return None

@@ -9,6 +9,7 @@ from typing import Any
 from django.core.management.base import BaseCommand
 
 from greenroom import handler, warm
+from greenroom.application import AsyncDjangoApplication
 from greenroom.placement import views
 
 
@@ -20,7 +21,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         warm.up()
-        chain = handler.Handler()
+        chain = handler.Handler(AsyncDjangoApplication)
         chain.load_middleware()
         rows = [(route, name, chain.judge.place(view)) for route, name, view in views()]
         held = chain.judge.surroundings()
