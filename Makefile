@@ -15,6 +15,7 @@ demo: $(STAMP)
 # All tests, on the newest pair of Python and Django that the machine has an interpreter
 # for; ALL=1: on every pair.
 test: $(STAMP)
+	@scripts/debian.sh chromium chromium "the tests in a browser are skipped" || true
 	$(BIN)/python scripts/matrix.py $(if $(ALL),,--newest)
 
 lint: $(STAMP)
@@ -30,8 +31,7 @@ format: $(STAMP)
 # Requests that wait, per process, beside gunicorn's gthread and gevent workers.
 bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet -r bench/requirements.txt
-	@command -v wrk >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get install -qq -y wrk >/dev/null; } \
-	  || { echo "wrk is missing; on Debian: apt-get install wrk" >&2; exit 1; }
+	@scripts/debian.sh wrk wrk "nothing can be measured"
 	$(BIN)/python bench/waiting.py
 
 coverage: $(STAMP)
