@@ -35,11 +35,60 @@ from .server.head import Environ, Request
 from .server.response import Response
 from .threads import Threads
 
-# What this worker doesn't do. A setting that differs from its default is refused.
-_REFUSED = {
+# What this worker makes of gunicorn's settings. Those that are in neither table are
+# gunicorn's own business: processes, sockets, logs, the loading of the application.
+HONOURED = {
+    "threads": "how many threads run synchronous code at a time; those that wait for a "
+    "coroutine aren't counted",
+    "worker_connections": "the most connections of a process; later clients wait in the backlog",
+    "max_requests": "the worker drains after so many answers",
+    "max_requests_jitter": "added to `max_requests`, at random",
+    "timeout": "a loop that is stuck for so long is aborted, whatever single requests take",
+    "graceful_timeout": "the time for all that a drain does",
+    "keepalive": "seconds that an idle connection is kept; 0 closes after each answer",
+    "limit_request_line": "414 past it; 0 stands for 1 MiB",
+    "limit_request_fields": "431 past it",
+    "limit_request_field_size": "431 past it; 0 stands for the default",
+    "forwarded_allow_ips": "whose forwarding fields are believed; clients of a Unix socket are",
+    "secure_scheme_headers": "what sets `wsgi.url_scheme` to https, from those",
+    "forwarder_headers": "names with `_` that are taken from those",
+    "header_map": "what becomes of other names with `_`: dropped, refused, or mixed up",
+    "sendfile": "files go out by `sendfile(2)`, but not over TLS",
+    "tmp_upload_dir": "where bodies over 1 MiB are kept while their request lasts",
+    "worker_tmp_dir": "gunicorn's heartbeat; and bodies, without `tmp_upload_dir`",
+    "certfile": "TLS is done on the loop",
+    "keyfile": "see `certfile`",
+    "ca_certs": "see `certfile`",
+    "cert_reqs": "see `certfile`",
+    "ciphers": "see `certfile`",
+    "ssl_context": "the hook is called in each worker",
+    "pre_request": "called on the loop: it must not block; an error is answered with 500",
+    "post_request": "called on the loop once the answer was handed to the socket, for every "
+    "request that reached the application",
+    "worker_int": "called on the loop",
+    "worker_abort": "called when the loop was stuck",
+    "accesslog": "one line per request, those that were refused too",
+    "statsd_host": "as under gunicorn's own workers",
+    "reload": "the worker drains and is started again",
+    "http_protocols": "h1 only: h2 and h3 are refused",
+}
+
+# What it doesn't do. A setting that differs from its default is refused.
+REFUSED = {
     "proxy_protocol": "the PROXY protocol is not understood",
+    "proxy_allow_ips": "the PROXY protocol is not understood",
     "protocol": "only HTTP is understood",
+    "uwsgi_allow_ips": "only HTTP is understood",
     "http2_cleartext": "HTTP/2 is not understood",
+    "http2_max_concurrent_streams": "HTTP/2 is not understood",
+    "http2_initial_window_size": "HTTP/2 is not understood",
+    "http2_max_frame_size": "HTTP/2 is not understood",
+    "http2_max_header_list_size": "HTTP/2 is not understood",
+    "http_parser": "the parser is httptools",
+    "asgi_loop": "the loop is uvloop's, or asyncio's where uvloop can't be imported",
+    "asgi_lifespan": "what lasts as long as the process is begun by coroutine_wsgi_startup",
+    "asgi_disconnect_grace_period": "a request whose client has gone is cancelled at once",
+    "websocket_max_message_size": "WebSockets are not understood",
     "permit_obsolete_folding": "folded header lines are always refused",
     "strip_header_spaces": "spaces before the colon are always refused",
     "permit_unconventional_http_method": "methods are those that llhttp knows",
@@ -112,13 +161,13 @@ class Worker(base.Worker):  # type: ignore[misc]
         while not main.done():
             try:
                 loop.run_forever()
-            except SystemExit as exc:
+            except (SystemExit, KeyboardInterrupt) as exc:
                 # Of a task that an application made, or of our handler of ABRT.
                 if self._aborting:
                     raise
                 if self.server is None:
-                    self._cannot_boot(f"SystemExit({exc.code!r}) while starting")
-                self.server.exit(exc.code)
+                    self._cannot_boot(f"{exc!r} while starting")
+                self.server.exit(exc.code if isinstance(exc, SystemExit) else 1)
         try:
             code = main.result()
         finally:
@@ -132,6 +181,8 @@ class Worker(base.Worker):  # type: ignore[misc]
         cfg = self.cfg
         self.loop.add_reader(self.PIPE[0], self._on_pipe)
         heartbeat = self.loop.create_task(self._beat())
+        ends: float | None = None
+        clean_up = min(2.0, _CLEAN_UP * cfg.graceful_timeout)
         try:
             try:
                 server = await self._start()
@@ -143,16 +194,41 @@ class Worker(base.Worker):  # type: ignore[misc]
                 return int(Arbiter.WORKER_BOOT_ERROR)
             await server.stopping.wait()
             self.alive = False
-            clean_up = min(2.0, _CLEAN_UP * cfg.graceful_timeout)
+            ends = self.loop.time() + cfg.graceful_timeout
             await server.drain(cfg.graceful_timeout - clean_up, clean_up / 2)
+            if server.hurry:
+                ends = min(ends, self.loop.time() + clean_up / 2)
+            await self._threads_end(0.5 * (ends - self.loop.time()))
             return server.exit_code
         finally:
-            if self.home is not None:
-                try:
-                    await self.home.aclose()
-                except Exception:
-                    self.log.exception("Error while closing what lasts as long as the process")
+            now = self.loop.time()
+            # Some of it is kept for the end of the process.
+            await self._home_ends(0.8 * (clean_up if ends is None else ends - now))
             heartbeat.cancel()
+
+    async def _threads_end(self, timeout: float) -> None:
+        """Wait for what threads do after the answers: `close()`, mostly."""
+        assert self.home is not None
+        threads = self.home.threads
+        ends = self.loop.time() + timeout
+        while threads.busy:
+            left = ends - self.loop.time()
+            if left <= 0:
+                self.log.warning("Abandoned: synchronous code that still runs on threads.")
+                return
+            await asyncio.sleep(min(0.02, left))
+
+    async def _home_ends(self, timeout: float) -> None:
+        """Leave the lifespan, and all else that lasts as long as the process."""
+        if self.home is None:
+            return
+        closing = self.loop.create_task(self.home.aclose())
+        # Not wait_for(): it would wait until a cancellation is obeyed.
+        await asyncio.wait([closing], timeout=max(0.1, timeout))
+        if not closing.done():
+            self.log.warning("Abandoned: the end of what lasts as long as the process.")
+        elif not closing.cancelled() and (error := closing.exception()) is not None:
+            self.log.error("Error while closing what lasts as long as the process", exc_info=error)
 
     async def _start(self) -> Server:
         cfg = self.cfg
@@ -168,7 +244,9 @@ class Worker(base.Worker):  # type: ignore[misc]
         context = _ssl_context(cfg)
         startup = getattr(app, "coroutine_wsgi_startup", None)
         if startup is not None:
-            await startup()
+            started = await startup()
+            if isinstance(started, str):
+                self.log.info("%s", started)
         server = Server(
             app,
             _config(cfg, options.get("spool_quota")),
@@ -273,17 +351,18 @@ def _refuse_gevent() -> None:
 
 
 def _refuse_settings(cfg: Any) -> None:
-    for name, reason in _REFUSED.items():
+    for name, reason in REFUSED.items():
         setting = cfg.settings.get(name)
         if setting is not None and setting.get() != type(setting)().get():
             raise SettingError(
                 f"greenroom.Worker can't honour the setting {name} = {setting.get()!r}: "
                 f"{reason}. Remove it, or use another worker_class."
             )
-    if "h2" in (getattr(cfg, "http_protocols", None) or ()):
+    others = sorted(set(getattr(cfg, "http_protocols", None) or ()) - {"h1"})
+    if others:
         raise SettingError(
-            "greenroom.Worker can't honour the setting http_protocols with h2: HTTP/2 is not "
-            "understood. Remove it, or put a proxy in front."
+            f"greenroom.Worker can't honour the setting http_protocols with {', '.join(others)}: "
+            "only HTTP/1.1 is understood. Remove it, or put a proxy in front."
         )
 
 

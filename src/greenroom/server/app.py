@@ -14,8 +14,9 @@ async iterable, or an awaitable of one of these. A generator-based coroutine
 **A `def` application** has everything done on one thread: the call, the iteration,
 `close()`. A list or tuple (or what has a length) is joined, and the answer is
 written while `close()` runs; any other iterable is sent item by item, the thread
-waiting while the client is slow. What is awaitable or async runs on the loop in the
-request's task, while the thread waits for it.
+waiting while the client is slow. An error in sending is raised at the next item.
+What is awaitable or async runs on the loop in the request's task, while the thread
+waits for it.
 
 **A coroutine application**'s iterable is iterated on the loop in the request's
 task. That a synchronous one doesn't block is the application's promise.
@@ -31,6 +32,8 @@ server doesn't cancel the task while this runs; it does so afterwards.
 ``coroutine_wsgi.cancel_on_disconnect``     absent; see below
 ``wsgi.input_terminated``                   True: the body is complete, reading it never waits
 ``CONTENT_LENGTH``                          the true length also of a chunked body
+``wsgi.early_hints``                        called with a list of header fields, it sends them
+                                            ahead of the answer (103, RFC 8297)
 ``wsgi.file_wrapper``, ``RAW_URI``, ``REMOTE_PORT``, ``gunicorn.socket``
 
 **Disconnect.** When the client goes away the request's task is cancelled, unless
@@ -47,7 +50,7 @@ then the process exits with its code.
 ``coroutine_wsgi_options``   a mapping with `max_parked`, `queue_timeout` (seconds) and
                              `spool_quota` (bytes of request bodies on disk)
 ``coroutine_wsgi_startup``   an async callable, awaited on the loop before the first
-                             connection is accepted
+                             connection is accepted; a str that it returns is logged
 """
 
 from __future__ import annotations
@@ -63,6 +66,7 @@ from ..bridge import await_
 from ..errors import ApplicationError, Overloaded
 from ..threads import Then
 from .head import Environ, Request
+from .pump import Pump
 from .response import FileWrapper, PeerGone, Response
 
 if TYPE_CHECKING:
@@ -86,10 +90,12 @@ class Exchange:
 
     __slots__ = (
         "_cancel_later",
-        "_cancelled",
         "_closing",
+        "_pump",
         "_spool",
+        "_started",
         "_task",
+        "cancelled",
         "connection",
         "environ",
         "request",
@@ -107,13 +113,18 @@ class Exchange:
         self.connection = connection
         self.request = request
         self.environ = environ
-        self.response = Response(connection, request)
+        self.response = response = Response(connection, request)
+        environ["wsgi.early_hints"] = response.early_hints
         self.started = connection.server.loop.time()
         self._spool = spool
         self._closing = False
         self._cancel_later = False
-        self._cancelled = False
-        self._task: asyncio.Task[None] = connection.server.loop.create_task(self._run())
+        self.cancelled = False
+        self._pump: Pump | None = None
+        self._started = False
+        # Not by loop.create_task: a factory of the application's may begin tasks at
+        # once, while their connection is still busy with the bytes.
+        self._task = asyncio.Task(self._run(), loop=connection.server.loop)
         connection.server.exchanges.add(self)
 
     def disconnected(self) -> None:
@@ -123,7 +134,10 @@ class Exchange:
 
     def cancel(self) -> None:
         """Cancel the task; while the body is being closed, as soon as that is done."""
-        self._cancelled = True
+        self.cancelled = True
+        if not self._started:
+            # A task that is cancelled before its first step never takes it.
+            return
         if self._closing:
             self._cancel_later = True
         else:
@@ -136,7 +150,10 @@ class Exchange:
     async def _run(self) -> None:
         response = self.response
         server = self.connection.server
+        self._started = True
         try:
+            if self.cancelled:
+                raise asyncio.CancelledError
             server.hooks.before(self.request)
             if server.app_on_loop:
                 await self._call()
@@ -144,7 +161,7 @@ class Exchange:
                 await self._call_on_thread()
             await response.end()
         except asyncio.CancelledError as exc:
-            if self._cancelled:
+            if self.cancelled:
                 response.abort()
             else:
                 # The application's own: it awaited something that was cancelled.
@@ -219,6 +236,8 @@ class Exchange:
 
     async def _call_on_thread(self) -> None:
         whole = await self.connection.server.threads.run(self._on_thread)
+        if self._pump is not None:
+            self._pump.finish()
         if isinstance(whole, SystemExit):
             raise whole
         if whole is not None:
@@ -253,14 +272,16 @@ class Exchange:
         if hasattr(body, "__aiter__"):
             await_(self._send_items(body))
             return None
-        first = True
+        put = None
         for item in _iterable(body):
             if not item:
                 continue
-            if first and isinstance(item, bytes) and response.satisfied_by(item):
-                return item
-            first = False
-            if not await_(response.send(item)):
+            if put is None:
+                if isinstance(item, bytes) and response.satisfied_by(item):
+                    return item
+                self._pump = pump = Pump(self)
+                put = pump.put
+            if not put(item):
                 break
         return None
 
@@ -314,9 +335,10 @@ class Exchange:
         server = connection.server
         spool, self._spool = self._spool, None
         server.exchanges.discard(self)
+        response.over = True
+        if spool is not None:
+            server.close_later(spool.close())
         connection.answered(response.keep_alive)
-        if spool is not None and (file := spool.close()) is not None:
-            server.disk.submit(file.close)
         server.finished(self.request, self.environ, response, self.started)
 
 

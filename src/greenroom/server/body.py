@@ -137,9 +137,13 @@ class Quota:
 
     def take(self, size: int) -> None:
         """Count `size` bytes, or raise `PeerError` with status 503."""
+        self.look(size)
+        self.used += size
+
+    def look(self, size: int) -> None:
+        """Raise `PeerError` with status 503 if there is no room for `size` bytes."""
         if self.limit is not None and self.used + size > self.limit:
             raise PeerError(503, "no room on disk for a request's body")
-        self.used += size
 
 
 class Spool:
@@ -167,10 +171,13 @@ class Spool:
         self._file: BinaryIO | None = None
 
     def expect(self, length: int) -> None:
-        """Count a body of known length that won't stay in memory, before it is sent."""
+        """Refuse a body of known length for which there is no room, before it is sent.
+
+        What was announced isn't counted, only what has arrived: otherwise a few
+        heads, which cost their sender nothing, could keep all others out.
+        """
         if length > self._limit:
-            self._quota.take(length)
-            self._counted = length
+            self._quota.look(length)
 
     def add(self, data: bytes) -> None:
         """Keep `data`; afterwards `due` tells whether to flush."""

@@ -27,6 +27,9 @@ class Config:
     head_timeout: float = 20.0
     # Without a byte of the body; without a byte taken of an answer. nginx: 60 s each.
     body_timeout: float = 60.0
+    # So many bytes of a body must come in each `body_timeout`, or its end. Apache's
+    # mod_reqtimeout asks for 500 bytes a second.
+    body_progress: int = 16384
     write_timeout: float = 60.0
     # How long an answer may still be made for a client that has sent EOF. It may
     # have closed half of the connection only, and nothing tells which.

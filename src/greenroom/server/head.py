@@ -139,10 +139,10 @@ def parse(head: bytes, config: Config, base: Environ, trusted: bool) -> tuple[Re
         request.version = (1, 0)
         environ["SERVER_PROTOCOL"] = "HTTP/1.0"
     request.scheme = environ["wsgi.url_scheme"]
-    _fields(request, environ, config, trusted)
+    script_name = _fields(request, environ, config, trusted)
     _target(request, environ)
     _names_of_server(request, environ)
-    _script_name(request, environ, config, trusted)
+    _script_name(request, environ, config, script_name if trusted else None)
     return request, environ
 
 
@@ -159,7 +159,8 @@ def _refusal(line: bytes, exc: Exception | None) -> PeerError:
     return PeerError(400, f"malformed head: {exc}")
 
 
-def _fields(request: Request, environ: Environ, config: Config, trusted: bool) -> None:
+def _fields(request: Request, environ: Environ, config: Config, trusted: bool) -> str | None:
+    """Enter the fields into the environ; return the value of SCRIPT_NAME."""
     fields = request.fields
     if len(fields) > config.limit_request_fields:
         raise PeerError(431, "too many header fields")
@@ -179,6 +180,9 @@ def _fields(request: Request, environ: Environ, config: Config, trusted: bool) -
             if "_" in name:
                 if not _underscore(name, config, trusted):
                     continue
+                # Told from "Script-Name", which a proxy passes on from its clients.
+                if name == "SCRIPT_NAME" and name not in seen:
+                    seen[name] = value
             elif name == "COOKIE":
                 if key in environ:
                     headers.append((name, value))
@@ -210,6 +214,7 @@ def _fields(request: Request, environ: Environ, config: Config, trusted: bool) -
             raise PeerError(400, "no Host field")
     elif _HOST.fullmatch(host) is None:
         raise PeerError(400, "invalid Host field")
+    return seen.get("SCRIPT_NAME")
 
 
 def _learn(raw: bytes) -> tuple[str, str, bool]:
@@ -250,9 +255,11 @@ def _framing(request: Request, seen: dict[str, str]) -> None:
             raise PeerError(501, "transfer coding not implemented")
         request.chunked = True
     elif length is not None:
-        if not (length.isascii() and length.isdigit()):
+        # As many digits as 64 bits have: int() refuses some thousands with an error.
+        digits = length.lstrip("0") or "0"
+        if not (length.isascii() and length.isdigit()) or len(digits) > 19:
             raise PeerError(400, "invalid Content-Length")
-        request.length = int(length)
+        request.length = int(digits)
     connection = seen.get("CONNECTION")
     if connection is None:
         request.keep_alive = request.version == (1, 1)
@@ -315,10 +322,10 @@ def _names_of_server(request: Request, environ: Environ) -> None:
     environ["SERVER_PORT"] = port or ("443" if request.scheme == "https" else "80")
 
 
-def _script_name(request: Request, environ: Environ, config: Config, trusted: bool) -> None:
+def _script_name(request: Request, environ: Environ, config: Config, told: str | None) -> None:
     prefix = config.script_name
-    if trusted and "SCRIPT_NAME" in config.forwarder_headers:
-        prefix = environ.get("HTTP_SCRIPT_NAME", prefix)
+    if told is not None and "SCRIPT_NAME" in config.forwarder_headers:
+        prefix = told
     if not prefix:
         return
     path = request.path

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Any, Protocol, TypeVar
+from typing import IO, Any, Protocol, TypeVar
 
 from ..errors import PeerError
 from ..loops import Home
@@ -45,6 +45,8 @@ T = TypeVar("T")
 
 # While draining, deadlines are looked at so often.
 _DRAIN_SWEEP = 0.1
+# Cancelled requests that are named.
+_NAMED = 10
 # The process or the system has no descriptor or memory left for a connection.
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -142,21 +144,20 @@ class Server:
 
         What was cancelled has `clean_up` seconds to end.
         """
+        deadline = self.loop.time() + timeout
         self.stopping.set()
         self._accept_less()
-        if not self.hurry:
-            for sock in self._sockets:
-                while self._open < self.config.connections and self._accept(sock):
-                    pass
         for sock in self._sockets:
+            # Also past the bound of connections: the kernel resets what is left.
+            while not self.hurry and self._accept(sock):
+                pass
             sock.close()
-        if self._connecting:
-            await asyncio.wait(self._connecting, timeout=1)
         self.draining = True
-        deadline = self.loop.time() + timeout
         for connection in list(self.connections):
             connection.drain(self.loop.time())
-        while (self.connections or self.exchanges) and not self.hurry:
+        # Handshakes have the grace of a connection that is new.
+        self.loop.call_later(self.config.drain_grace, self._end_handshakes)
+        while (self._open or self.exchanges) and not self.hurry:
             now = self.loop.time()
             if now >= deadline:
                 break
@@ -167,12 +168,13 @@ class Server:
     async def _cut(self, clean_up: float) -> None:
         """Cancel all that is left."""
         if self.exchanges:
-            self.log.warning("Cancelling %d requests that did not end.", len(self.exchanges))
+            self.log.warning("%s", _cancelling(self.exchanges))
         tasks = [exchange.task for exchange in self.exchanges]
         for exchange in list(self.exchanges):
             exchange.cancel()
         for connection in list(self.connections):
             connection.end()
+        self._end_handshakes()
         if tasks:
             await asyncio.wait(tasks, timeout=clean_up)
         # One turn of the loop, for connections to be closed.
@@ -181,14 +183,36 @@ class Server:
             self._sweeper.cancel()
         self.disk.shutdown(wait=False)
 
+    def _end_handshakes(self) -> None:
+        for task in list(self._connecting):
+            task.cancel()
+
     # What connections and exchanges call.
+
+    def connected(self, connection: Connection) -> None:
+        """A connection is there; over TLS, after its handshake."""
+        self.connections.add(connection)
+        if self.draining:
+            connection.drain(self.loop.time())
 
     def lost(self, connection: Connection) -> None:
         """A connection has ended."""
         self.connections.discard(connection)
+        self._closed()
+
+    def _closed(self) -> None:
         self._open -= 1
         if not self._accepting and not self.stopping.is_set():
             self._accept_more()
+
+    def close_later(self, file: IO[bytes] | None) -> None:
+        """Close the file of a body, which may wait for the disk."""
+        if file is not None:
+            try:
+                self.disk.submit(file.close)
+            except RuntimeError:
+                # The server has ended.
+                file.close()
 
     def no_body(self) -> io.BytesIO:
         return io.BytesIO()
@@ -278,12 +302,11 @@ class Server:
         except ConnectionAbortedError:
             return True
         except OSError as exc:
-            if exc.errno in _EXHAUSTED and not self.stopping.is_set():
+            self.log.error("A connection can't be accepted: %s", exc)
+            if exc.errno in _EXHAUSTED:
                 # The sweep, or the end of a connection, tries again.
-                self.log.error("A connection can't be accepted: %s", exc)
                 self._accept_less()
-                return False
-            raise
+            return False
         sock.setblocking(False)
         self._open += 1
         task = self.loop.create_task(self._connect(sock, address, self._sockets[listening]))
@@ -303,15 +326,19 @@ class Server:
             trusted = True
         base["gunicorn.socket"] = sock
         connection = Connection(self, sock, base, trusted)
-        self.connections.add(connection)
+        timeout = None if self.ssl is None else self.config.head_timeout
         try:
-            await self.loop.connect_accepted_socket(lambda: connection, sock, ssl=self.ssl)
-        except (OSError, ssl.SSLError) as exc:
-            # A failed handshake, for one.
-            self.log.debug("A connection failed before its first request: %s", exc)
-            if connection in self.connections:
-                self.lost(connection)
+            await self.loop.connect_accepted_socket(
+                lambda: connection, sock, ssl=self.ssl, ssl_handshake_timeout=timeout
+            )
+        except BaseException as exc:
+            # A failed handshake, for one. Those that had begun are `lost`.
+            if not connection.made:
+                self._closed()
             sock.close()
+            if not isinstance(exc, Exception):
+                raise
+            self.log.debug("A connection failed before its first request: %s", exc)
 
     def _base_environ(self, sock: socket.socket) -> Environ:
         name = sock.getsockname()
@@ -356,6 +383,14 @@ class Server:
             "server": f"Server: {self.config.server_software}\r\n",
             "date": f"Date: {formatdate(usegmt=True)}\r\n",
         }
+
+
+def _cancelling(exchanges: Iterable[Exchange]) -> str:
+    """What is said of requests that are cancelled; no query strings: they may be secret."""
+    names = sorted(f"{each.request.method} {each.request.path}" for each in exchanges)
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    noun = "request" if len(names) == 1 else "requests"
+    return f"Cancelling {len(names)} {noun} that did not end: {', '.join(names[:_NAMED])}{more}"
 
 
 def _status(code: int) -> str:

@@ -16,13 +16,13 @@ Invariants:
   a transport that doesn't read doesn't notice that the client has gone.
 - Bytes of a body never reach the parser of heads, and nothing is parsed once the
   connection is to be closed.
-- A connection that is closed by us before all that was sent to us was read is
+- A connection that is closed by us while its client may still be sending is
   half-closed first and read for a while (LINGERING): closed at once, the kernel
   would answer what is unread with a reset, which takes our answer from the client
   (RFC 9112, 9.6).
 - Each state has a `deadline`; the server's sweep compares it with the clock once a
   second. There are no timers per request. The deadline of a head isn't renewed by
-  its bytes; those of a body and of an answer are, by progress.
+  its bytes; that of a body is by some thousand of them, that of an answer by any.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_base",
+        "_body_progress",
         "_buffer",
         "_decoder",
         "_drain_waiter",
@@ -102,6 +103,7 @@ class Connection(asyncio.Protocol):
         self._scanned = 0
         self._reading_paused = False
         self._lingered = 0
+        self._body_progress = 0
         # Writing.
         self.write_paused = False
         self._drain_waiter: asyncio.Future[None] | None = None
@@ -119,6 +121,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
+        self.server.connected(self)
 
     def data_received(self, data: bytes) -> None:
         state = self._state
@@ -166,6 +169,11 @@ class Connection(asyncio.Protocol):
         if self._state == RUNNING:
             self.deadline = inf
         self._wake()
+
+    @property
+    def made(self) -> bool:
+        """Whether it has a transport: over TLS, whether the handshake has ended."""
+        return self._transport is not None
 
     # What an exchange calls.
 
@@ -245,12 +253,13 @@ class Connection(asyncio.Protocol):
 
     def answered(self, keep_alive: bool) -> None:
         """The exchange is over: the next request, or the end."""
+        wanted = self.exchange is not None and self.exchange.request.keep_alive
         self.exchange = None
         self._served += 1
         if self._state != RUNNING:
             return
         if not keep_alive:
-            self._finish()
+            self._finish(wanted)
             return
         self._state = HEAD
         self._scanned = 0
@@ -374,6 +383,7 @@ class Connection(asyncio.Protocol):
         self._state = BODY
         if request.length is not None:
             spool.expect(request.length)
+        self._body_progress = 0
         self.deadline = server.loop.time() + config.body_timeout
         if request.expects_continue and not self._buffer:
             self._transport.write(_CONTINUE)
@@ -391,7 +401,11 @@ class Connection(asyncio.Protocol):
             else:
                 self._body_complete()
             return True
-        self.deadline = self.server.loop.time() + self.server.config.body_timeout
+        config = self.server.config
+        self._body_progress += len(data)
+        if self._body_progress >= config.body_progress:
+            self._body_progress = 0
+            self.deadline = self.server.loop.time() + config.body_timeout
         if spool.due:
             self._flush(spool.flush)
             return False
@@ -456,7 +470,7 @@ class Connection(asyncio.Protocol):
             exchange.disconnected()
 
     def _pause_reading(self) -> None:
-        if not self._reading_paused and self._state != LOST:
+        if not self._reading_paused and not self._transport.is_closing():
             self._reading_paused = True
             self._transport.pause_reading()
 
@@ -467,8 +481,8 @@ class Connection(asyncio.Protocol):
 
     def _drop_body(self) -> None:
         spool, self._spool = self._spool, None
-        if spool is not None and (file := spool.close()) is not None:
-            self.server.disk.submit(file.close)
+        if spool is not None:
+            self.server.close_later(spool.close())
 
     # The end.
 
@@ -483,9 +497,9 @@ class Connection(asyncio.Protocol):
             self._drop_body()
         self._linger()
 
-    def _finish(self) -> None:
-        """The last answer was written."""
-        if self._eof or (not self._buffer and not self.server.draining):
+    def _finish(self, wanted: bool) -> None:
+        """The last answer was written; `wanted`: the client may have sent more requests."""
+        if self._eof or not (wanted or self._buffer):
             self._close()
         else:
             self._linger()

@@ -25,7 +25,7 @@ import io
 import os
 import re
 import stat
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -136,6 +136,7 @@ class Response:
         "headers_sent",
         "keep_alive",
         "must_close",
+        "over",
         "request",
         "response_length",
         "sent",
@@ -155,6 +156,8 @@ class Response:
         self.must_close = False
         self.keep_alive = False
         self.sent = 0
+        # The connection may be another request's by now.
+        self.over = False
         self._remaining: int | None = None
         self._omits_body = False
         self._burst = 0
@@ -190,16 +193,8 @@ class Response:
         kept: list[tuple[str, str]] = []
         length: int | None = None
         must_close = False
-        checked = _checked
         for name, value in headers:
-            lower = checked.get(name) or _check_name(name)
-            if not isinstance(value, str):
-                raise ApplicationError(
-                    f"The value of {name} must be a str, not {type(value).__name__}."
-                )
-            # The value is not in the message: it may be a secret.
-            if _VALUE.fullmatch(value) is None:
-                raise ApplicationError(f"Invalid characters in the value of {name}.")
+            lower = _check_field(name, value)
             if lower in _HOP_BY_HOP:
                 if lower == "connection" and "close" in value.lower():
                     must_close = True
@@ -220,7 +215,38 @@ class Response:
 
     def write(self, data: bytes) -> None:
         """PEP 3333's `write()`: for synchronous code on a thread or in a bridge."""
+        if self.over:
+            raise ApplicationError("write() was called after the end of its answer.")
         await_(self.send(data))
+
+    def early_hints(self, headers: Iterable[tuple[str | bytes, str | bytes]]) -> None:
+        """`wsgi.early_hints`, as gunicorn has it: send these fields ahead of the answer.
+
+        To be called on a thread or on the loop; it never waits. Nothing is sent to
+        HTTP/1.0, once the answer has begun, or to a client that is slow to read. What
+        frames a message is left out. Raises `ApplicationError` for what must not be sent.
+        """
+        lines = ["HTTP/1.1 103 Early Hints\r\n"]
+        for each in headers:
+            name, value = (
+                part.decode("latin-1") if isinstance(part, bytes) else part for part in each
+            )
+            lower = _check_field(name, value)
+            if lower not in _HOP_BY_HOP and lower != "content-length":
+                lines.append(f"{name}: {value}\r\n")
+        lines.append("\r\n")
+        data = "".join(lines).encode("latin-1")
+        if self.request.version < (1, 1):
+            return
+        loop = self._connection.server.loop
+        if asyncio._get_running_loop() is loop:
+            self._hint(data)
+        else:
+            loop.call_soon_threadsafe(self._hint, data)
+
+    def _hint(self, data: bytes) -> None:
+        if not (self.over or self.headers_sent or self._connection.write_paused):
+            self._connection.write(data)
 
     # How a body is sent. All that follows belongs to the loop.
 
@@ -243,12 +269,10 @@ class Response:
         """
         if not isinstance(data, bytes):
             raise ApplicationError(f"A body's items must be bytes, not {type(data).__name__}.")
-        connection = self._connection
-        if connection.lost:
-            raise PeerGone
         if not data:
             return True
-        self._emit(data)
+        wanted = self.post(data)
+        connection = self._connection
         self._burst += len(data) + _ITEM
         if connection.write_paused:
             self._burst = 0
@@ -258,6 +282,13 @@ class Response:
         elif self._burst > _BURST:
             self._burst = 0
             await asyncio.sleep(0)
+        return wanted
+
+    def post(self, data: bytes) -> bool:
+        """Send an item without waiting; returns as `send` does."""
+        if self._connection.lost or self.over:
+            raise PeerGone
+        self._emit(data)
         return self._remaining != 0 and not self._omits_body
 
     def satisfied_by(self, data: bytes) -> bool:
@@ -379,6 +410,17 @@ class Response:
         lines.append("\r\n")
         self.headers_sent = True
         return "".join(lines).encode("latin-1")
+
+
+def _check_field(name: Any, value: Any) -> str:
+    """Check a field that an application sends; return the lower-case form of its name."""
+    lower = _checked.get(name) or _check_name(name)
+    if not isinstance(value, str):
+        raise ApplicationError(f"The value of {name} must be a str, not {type(value).__name__}.")
+    # The value is not in the message: it may be a secret.
+    if _VALUE.fullmatch(value) is None:
+        raise ApplicationError(f"Invalid characters in the value of {name}.")
+    return lower
 
 
 def _check_name(name: Any) -> str:

@@ -169,7 +169,6 @@ class Harness:
         base = self.server._base_environ(ours)
         base.update(SERVER_NAME="127.0.0.1", SERVER_PORT="80", REMOTE_ADDR="127.0.0.1")
         connection = Connection(self.server, ours, base, trusted)
-        self.server.connections.add(connection)
         self.server._open += 1
         transport = FakeTransport()
         transport.protocol = connection

@@ -85,13 +85,17 @@ async def test_keep_alive_ends_unless_bytes_have_arrived(harness: Any) -> None:
 
 @on_loop
 async def test_a_body_has_time_while_it_comes(harness: Any) -> None:
-    at = harness(hello, body_timeout=0.2)
+    at = harness(hello, body_timeout=0.2, body_progress=10)
     connection, transport = at.connect()
     connection.data_received(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n")
     for _ in range(4):
         await asyncio.sleep(0.1)
-        connection.data_received(b"x")
+        connection.data_received(b"x" * 10)
         assert not late(connection)
+    # A drip isn't progress.
+    for _ in range(3):
+        await asyncio.sleep(0.1)
+        connection.data_received(b"x")
     await until(lambda: late(connection))
     assert transport.written.startswith(b"HTTP/1.1 408 ")
     await at.aclose()
