@@ -218,6 +218,13 @@ class Exchange:
 
     async def _close(self, body: Any) -> None:
         self._closing = True
+        absorbed = False
+        if self.cancelled:
+            # On a thread, it may not have been delivered yet: not to `aclose()`.
+            try:
+                await asyncio.sleep(0)
+            except asyncio.CancelledError:
+                absorbed = True
         try:
             aclose = getattr(body, "aclose", None)
             if aclose is not None:
@@ -231,6 +238,8 @@ class Exchange:
             if self._cancel_later:
                 self._cancel_later = False
                 self._task.cancel()
+        if absorbed:
+            raise asyncio.CancelledError
 
     # On a thread.
 
@@ -290,10 +299,27 @@ class Exchange:
             await_(self._close(body))
             return
         close = getattr(body, "close", None)
-        if close is not None:
+        if close is None:
+            return
+        # As in `_close`. Each side sets its own flag before it looks at the other's, so
+        # that a cancellation is either seen here or waits.
+        self._closing = True
+        absorbed = False
+        if self.cancelled:
+            try:
+                await_(asyncio.sleep(0))
+            except asyncio.CancelledError:
+                absorbed = True
+        try:
             result = close()
             if _is_awaitable(result):
                 await_(result)
+        finally:
+            self._closing = False
+            if self._cancel_later:
+                self.connection.server.loop.call_soon_threadsafe(self._task.cancel)
+        if absorbed:
+            raise asyncio.CancelledError
 
     def _close_late(self, body: Any) -> None:
         server = self.connection.server

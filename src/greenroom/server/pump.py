@@ -19,6 +19,7 @@ while it was still set is found.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -93,6 +94,9 @@ class Pump:
     async def _send(self, item: bytes) -> bool:
         self._take()
         self.finish()
+        if self._exchange.cancelled:
+            # Delivered where the task suspends, which sending needn't.
+            await asyncio.sleep(0)
         if self._wanted:
             self._wanted = await self._exchange.response.send(item)
         return self._wanted
