@@ -24,6 +24,9 @@ class Answer:
     status: str = ""
     headers: list[tuple[str, str]] = field(default_factory=list)
     parts: list[bytes] = field(default_factory=list)
+    on_part: Callable[[], object] = bool
+    closing: bool = False
+    cancel_later: bool = False
 
     @property
     def code(self) -> int:
@@ -70,26 +73,47 @@ def environ_of(path: str, method: str = "GET", body: bytes = b"", **extra: Any) 
 
 async def ask(app: Any, path: str, method: str = "GET", body: bytes = b"", **extra: Any) -> Answer:
     """One request, in the current task, as the server calls the application."""
-    answer = Answer()
+    return await _ask(Answer(), app, environ_of(path, method, body, **extra))
 
+
+async def _ask(answer: Answer, app: Any, environ: dict[str, Any]) -> Answer:
     def start_response(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> None:
         answer.status, answer.headers = status, headers
 
-    result = app(environ_of(path, method, body, **extra), start_response)
+    result = app(environ, start_response)
     if inspect.isawaitable(result):
         result = await result
     try:
         if hasattr(result, "__aiter__"):
             async for part in result:
                 answer.parts.append(part)
+                answer.on_part()
         else:
             answer.parts.extend(result)
     finally:
+        answer.closing = True
         if hasattr(result, "aclose"):
             await result.aclose()
         elif hasattr(result, "close"):
             result.close()
+        answer.closing = False
+        if answer.cancel_later:
+            raise asyncio.CancelledError
     return answer
+
+
+class Cancellable:
+    """A request in a task of its own, which is never cancelled while it is closed."""
+
+    def __init__(self, app: Any, path: str, **extra: Any) -> None:
+        self.answer = Answer()
+        self.task = asyncio.create_task(_ask(self.answer, app, environ_of(path, **extra)))
+
+    def cancel(self) -> None:
+        if self.answer.closing:
+            self.answer.cancel_later = True
+        else:
+            self.task.cancel()
 
 
 class Site:
@@ -150,14 +174,17 @@ class Site:
             try:
                 return await main(self)
             finally:
-                async with asyncio.timeout(10):
-                    # What runs after the answers: request_finished.
-                    while any(self.home.threads._running):
-                        await asyncio.sleep(0.001)
+                await self.idle()
                 await self.home.aclose()
 
         with asyncio.Runner(loop_factory=self._loop_factory) as runner:
             return runner.run(whole())
+
+    async def idle(self) -> None:
+        """Wait for what runs after the answers: request_finished."""
+        async with asyncio.timeout(10):
+            while self.home.threads.busy:
+                await asyncio.sleep(0.001)
 
     async def ask(self, path: str, method: str = "GET", body: bytes = b"", **extra: Any) -> Answer:
         """A request as a task of its own, as under a server."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import sys
 from asyncio import CancelledError
 from collections.abc import Callable
 from contextlib import suppress
@@ -230,11 +231,10 @@ def forget(request: HttpRequest) -> Any:
 
 def closes_at_once(request: HttpRequest | None, response: HttpResponseBase | None) -> bool:
     """Whether `close()` runs no code but Django's own and the signals' receivers."""
-    if response is None and request is not None:
-        response = request.__dict__.get(_RESPONSE)
     if request is None or request.__dict__.get("_files"):
         return False
-    return response is None or (
+    response = response or request.__dict__.get(_RESPONSE)
+    return not isinstance(response, HttpResponseBase) or (
         type(response).close is HttpResponseBase.close
         and type(request).close is HttpRequest.close
         and all(
@@ -289,6 +289,8 @@ async def _to_its_end(fn: Callable[[], T]) -> T:
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(_set, ended)
 
+    handled = sys.exc_info()[1]
+    traceback = handled.__traceback__ if handled is not None else None
     try:
         return await sync_to_async(call)()
     except CancelledError:
@@ -299,6 +301,11 @@ async def _to_its_end(fn: Callable[[], T]) -> T:
                 with suppress(CancelledError):
                     await asyncio.wait([ended])
         raise
+    finally:
+        if handled is not None:
+            # asgiref raised it again on the thread, in a frame that refers to it.
+            handled.__traceback__ = traceback
+        del handled, traceback
 
 
 def _set(future: asyncio.Future[None]) -> None:
