@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import socket
 import ssl
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import trustme
 
 from serving import Server, serve
 
@@ -110,11 +112,54 @@ def test_unix_socket() -> None:
     assert b'"REMOTE_ADDR": ""' in raw
 
 
+def certificates(path: Path) -> tuple[str, ssl.SSLContext]:
+    """gunicorn's settings, and what a client trusts."""
+    authority = trustme.CA()
+    server = authority.issue_cert("127.0.0.1")
+    key, cert = path / "key.pem", path / "cert.pem"
+    server.private_key_pem.write_to_path(key)
+    for each in server.cert_chain_pems:
+        each.write_to_path(cert, append=True)
+    trust = ssl.create_default_context()
+    authority.configure_trust(trust)
+    return f"certfile = {str(cert)!r}\nkeyfile = {str(key)!r}\n", trust
+
+
+@pytest.mark.parametrize("loop", ["", ASYNCIO], ids=["uvloop", "asyncio"])
+def test_a_handshake_that_hangs_does_not_keep_the_worker(tmp_path: Path, loop: str) -> None:
+    config, trust = certificates(tmp_path)
+    with run("bare", extra_config=config + loop) as server, server.connect() as silent:
+        with httpx.Client(verify=trust) as client:
+            url = server.url.replace("http:", "https:")
+            assert client.get(url).status_code == 200
+            # The second is in the middle of its handshake; the pool's is idle, and is
+            # not read from.
+            with server.connect() as half:
+                half.sendall(b"\x16\x03\x01")
+                started = time.monotonic()
+                assert server.stop() == 0
+                assert time.monotonic() - started < 6
+                assert half.recv(10) == b""
+        assert silent.recv(10) == b""
+        assert "Traceback" not in server.log()
+        assert "Error" not in server.log()
+
+
+def test_early_hints(bare: Server) -> None:
+    raw = ask(bare, b"GET /hints HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+    assert raw.startswith(
+        b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\nHTTP/1.1 200 OK\r\n"
+    )
+    with run("plain") as server:
+        assert ask(
+            server, b"GET /hints HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+        ).startswith(b"HTTP/1.1 103 Early Hints\r\n")
+
+
 def test_tls(tmp_path: Path) -> None:
     path = tmp_path / "big"
     path.write_bytes(b"x" * 3_000_000)
-    config = f"certfile = {str(APPS / 'cert.pem')!r}\nkeyfile = {str(APPS / 'key.pem')!r}\n"
-    trust = ssl.create_default_context(cafile=str(APPS / "cert.pem"))
+    config, trust = certificates(tmp_path)
     with run("bare", extra_config=config) as server, httpx.Client(verify=trust) as client:
         url = server.url.replace("http:", "https:")
         for _ in range(2):

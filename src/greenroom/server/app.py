@@ -64,7 +64,7 @@ from asgiref.sync import iscoroutinefunction
 
 from ..bridge import await_
 from ..errors import ApplicationError, Overloaded
-from ..threads import Then
+from ..crossing import Then
 from .head import Environ, Request
 from .pump import Pump
 from .response import FileWrapper, PeerGone, Response

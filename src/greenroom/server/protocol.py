@@ -538,6 +538,8 @@ class Connection(asyncio.Protocol):
                 self.deadline = now + self.server.config.drain_grace
                 return
         self._close()
+        # A TLS client that doesn't read doesn't say goodbye either.
+        self.deadline = now + self.server.config.linger_timeout
 
     def _watch_writing(self) -> None:
         self._unwritten = self._transport.get_write_buffer_size()

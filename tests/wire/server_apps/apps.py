@@ -10,6 +10,8 @@ from typing import Any
 
 from flask import Flask, request
 
+from greenroom import loops
+
 
 def note(what: str) -> None:
     sys.stderr.write(f"note: {what}\n")
@@ -42,11 +44,29 @@ async def bare(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         await asyncio.sleep(3600)
     elif path == "/stuck":
         time.sleep(3600)
+    elif path == "/hints":
+        environ["wsgi.early_hints"]([("Link", "</a.css>; rel=preload")])
+    elif path == "/interrupt-in-child":
+
+        async def interrupt() -> None:
+            raise KeyboardInterrupt
+
+        environ["task"] = asyncio.create_task(interrupt())
+        await asyncio.sleep(3600)
     body = environ["wsgi.input"].read()
     seen = {k: v for k, v in environ.items() if isinstance(v, (str, bool, tuple))}
     seen |= {"body": len(body), "pid": os.getpid(), "thread": threading.current_thread().name}
     start_response("200 OK", [("Content-Type", "application/json")])
     return [json.dumps(seen).encode()]
+
+
+class Late(list[bytes]):
+    """Has much to do once it was sent."""
+
+    def close(self) -> None:
+        note("closing")
+        time.sleep(1)
+        note("closed")
 
 
 def plain(environ: dict[str, Any], start_response: Any) -> list[bytes]:
@@ -56,6 +76,11 @@ def plain(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         time.sleep(float(environ["QUERY_STRING"]))
     elif path == "/exit":
         raise SystemExit(7)
+    elif path == "/hints":
+        environ["wsgi.early_hints"]([("Link", "</a.css>; rel=preload")])
+    elif path == "/late":
+        start_response("200 OK", [])
+        return Late([b"late"])
     body = environ["wsgi.input"].read()
     start_response("200 OK", [("X-Thread", threading.current_thread().name)])
     return [b"%d" % len(body)]
@@ -134,11 +159,16 @@ class Starting:
 
     coroutine_wsgi_options = {"max_parked": 11, "spool_quota": 0}  # noqa: RUF012
 
-    async def coroutine_wsgi_startup(self) -> None:
+    async def coroutine_wsgi_startup(self) -> str:
         await asyncio.sleep(0)
         if "FAIL" in os.environ:
             raise RuntimeError("no database today")
         self.started = True
+        if "ENDLESS" in os.environ:
+            home = loops.current()
+            assert home is not None
+            home.stack.push_async_callback(asyncio.sleep, 3600)
+        return "9 coroutine views on the loop"
 
     async def __call__(self, environ: Any, start_response: Any) -> list[bytes]:
         start_response("200 OK", [])
