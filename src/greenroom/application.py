@@ -56,9 +56,10 @@ from django.utils.module_loading import import_string
 
 from . import bridge, conf, handler, logs, loops, patches, warm
 from .bridge import await_, run
+from .crossing import Held, Hold, Then, new_lane
 from .errors import Overloaded
 from .placement import PLAIN, UNRESOLVED, Placement, is_coroutine_view, views
-from .threads import Held, Hold, Then, Threads, new_lane
+from .threads import Threads
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]

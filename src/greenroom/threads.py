@@ -1,4 +1,4 @@
-"""The threads on which synchronous code runs, and how it waits for coroutines.
+"""The threads on which synchronous code runs.
 
 One `Threads` belongs to one loop. Its contract:
 
@@ -19,25 +19,7 @@ Rule 3: **a further thread is woken for work that waits**, not for each job: wit
 the GIL one thread is fastest for short jobs. A job that was queued for `WAKE`
 seconds gets another thread. Idle threads are woken last in, first out.
 
-Rule 4: **the coroutine that a thread waits for runs in the task that waits for
-the thread.** So a request is one task, whatever the placement. Where that task
-is busy (synchronous code that a coroutine of it sent to a thread, and that waits
-in turn) a task of its own is made, linked as asgiref links its.
-
-Rule 5: **thread-sensitive calls of a coroutine run on the thread that waits for
-it**, one at a time, in order. A `Lane` is where the calls of a coroutine go; a
-context variable tells which, so child tasks find it, and when it has closed
-their calls go to the lane around it: a task may outlive its request. The last
-lane of a request has no thread: its calls run on free ones, in order.
-
-Rule 6: **the context crosses with the control**: context variables, and asgiref's
-`Local` storage (language, time zone, script prefix, urlconf), which is tagged
-with its thread and has to be re-homed. Every job starts from a copy of its
-task's context, so nothing stays behind on a thread for the next request.
-
-Cancelling `run` never abandons a thread. It can't be interrupted: the
-cancellation is delivered where it next waits for a coroutine, and `run` raises it
-when the thread is done.
+What runs on them, and how it waits for coroutines, is in `greenroom.crossing`.
 """
 
 from __future__ import annotations
@@ -45,22 +27,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sys
 import threading
 import time
-from abc import ABC, abstractmethod
-from asyncio import CancelledError, current_task
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
-from contextvars import Context, ContextVar, copy_context
-from functools import partial
-from queue import Empty, SimpleQueue
+from collections.abc import Callable, Coroutine
+from contextvars import Context
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from asgiref.sync import SyncToAsync, _restore_context
+from asgiref.sync import SyncToAsync
 
-from . import bridge
-from .errors import BridgeError, Overloaded
+from .crossing import CALL, START, Call, Calls, Job
+from .errors import Overloaded
 
 T = TypeVar("T")
 
@@ -70,73 +48,6 @@ logger = logging.getLogger("greenroom.threads")
 # with eight threads: at 2 ms they keep the rate of one for a hello-world view,
 # with a lower 99th percentile.
 WAKE = 0.002
-
-# Seconds after which a waiting thread looks whether its loop is closed: a loop
-# that is closed drops what it was sent, and tells nobody.
-LOOK = 5.0
-
-_START, _CALL = 0, 1
-
-_CLOSED = "await_() can't wait: the loop of this process is closed."
-
-_lane: ContextVar[Lane | None] = ContextVar("greenroom.lane", default=None)
-
-
-class Then:
-    """What a job returns to be answered early.
-
-    `Threads.run` returns `value` at once, while the thread goes on to run
-    `after()`, whose errors are logged.
-    """
-
-    __slots__ = ("after", "value")
-
-    def __init__(self, value: Any, after: Callable[[], object]) -> None:
-        self.value = value
-        self.after = after
-
-
-class Hold:
-    """What a job returns to keep its thread: `Threads.run` returns a `Held`.
-
-    `close()` is run on the thread when it is let go, exactly once.
-    """
-
-    __slots__ = ("close", "value")
-
-    def __init__(self, value: Any, close: Callable[[], object]) -> None:
-        self.value = value
-        self.close = close
-
-
-class Held:
-    """A thread that was kept by a job, for more calls of the same request."""
-
-    __slots__ = ("_job", "_released", "value")
-
-    def __init__(self, job: _Job, value: Any) -> None:
-        self._job = job
-        self._released = False
-        self.value = value
-
-    async def call(self, fn: Callable[..., T], /, *args: Any) -> T:
-        """Run `fn(*args)` on the thread; one call at a time."""
-        if self._released or self._job.driving:
-            raise RuntimeError("A thread that is held runs one call at a time, until its release.")
-        self._job.steps.put((fn, args))
-        return await self._job.drive()  # type: ignore[no-any-return]
-
-    async def release(self) -> None:
-        """Run the job's `close()` on the thread, then let the thread go."""
-        if not self._released:
-            self._released = True
-            self._job.steps.put(None)
-            await self._job.drive()
-
-    def __del__(self) -> None:
-        # Its task was thrown away. This wakes the thread, and waits for nothing.
-        if not self._released:
-            self._job.steps.put(None)
 
 
 class Threads:
@@ -166,10 +77,10 @@ class Threads:
         self._places = asyncio.Semaphore(max_parked)
         self._lock = threading.Lock()
         # All below is read and written under the lock.
-        self._queues: tuple[deque[_Job], deque[_Call]] = (deque(), deque())
+        self._queues: tuple[deque[Job], deque[Call]] = (deque(), deque())
         self._running = [0, 0]
         self._parked = 0
-        self._idle: list[SimpleQueue[_Job | _Call | None]] = []
+        self._idle: list[SimpleQueue[Job | Call | None]] = []
         self._made = 0
         self._starved = False
         self._closed = False
@@ -197,9 +108,9 @@ class Threads:
         when no place came free in time. If `fn` returns a `Then`, its value is
         returned early; if a `Hold`, a `Held`.
         """
-        job = _Job(self, fn, args)
+        job = Job(self, fn, args)
         if not parks:
-            self._submit(_START, job)
+            self.submit(START, job)
             return await job.drive()
         if self._places.locked():
             try:
@@ -210,7 +121,7 @@ class Threads:
         else:
             await self._places.acquire()
         job.on_end = self._places.release
-        self._submit(_START, job)
+        self.submit(START, job)
         return await job.drive()
 
     def adopt(self, fn: Callable[..., T], /, *args: Any) -> T:
@@ -219,7 +130,7 @@ class Threads:
         What it waits for runs in one task on the loop. To be called from a thread
         without a running loop.
         """
-        job = _Job(self, fn, args)
+        job = Job(self, fn, args)
         job.adopted = True
         return job.execute_adopted()  # type: ignore[no-any-return]
 
@@ -240,16 +151,16 @@ class Threads:
 
     # Which thread runs what. `_claim`, `_may`, `_full` need the lock.
 
-    def _submit(self, kind: int, item: _Job | _Call) -> None:
+    def submit(self, kind: int, item: Job | Call) -> None:
         with self._lock:
             self._queues[kind].append(item)  # type: ignore[arg-type]
-            if kind == _CALL or self._running[_START] == 0:
+            if kind == CALL or self._running[START] == 0:
                 self._claim_and_wake()
             waiting = any(self._queues)
         if waiting:
             self._arm()
 
-    def withdraw(self, job: _Job) -> bool:
+    def withdraw(self, job: Job) -> bool:
         """Take a job back; False if it was begun."""
         with self._lock:
             try:
@@ -259,7 +170,7 @@ class Threads:
             return True
 
     def _may(self, kind: int) -> bool:
-        bound = self.limit if kind == _START else self.max_parked
+        bound = self.limit if kind == START else self.max_parked
         return self._running[kind] < bound and not self._full()
 
     def _full(self) -> bool:
@@ -268,8 +179,8 @@ class Threads:
             or self._parked + sum(self._running) >= self.most
         )
 
-    def _claim(self) -> _Job | _Call | None:
-        for kind in (_CALL, _START):
+    def _claim(self) -> Job | Call | None:
+        for kind in (CALL, START):
             if self._queues[kind] and self._may(kind):
                 self._running[kind] += 1
                 return self._queues[kind].popleft()
@@ -284,7 +195,7 @@ class Threads:
             return
         self._made += 1
         # Not by its arguments, which a thread keeps until it ends.
-        inbox: SimpleQueue[_Job | _Call | None] = SimpleQueue()
+        inbox: SimpleQueue[Job | Call | None] = SimpleQueue()
         inbox.put(item)
         try:
             threading.Thread(
@@ -296,12 +207,12 @@ class Threads:
             self._running[item.kind] -= 1
             self._queues[item.kind].appendleft(item)  # type: ignore[arg-type]
             self._starved = True
-            self._soon(logger.error, "No thread could be started: %s", exc)
-            self._soon(self._arm)
+            self.soon(logger.error, "No thread could be started: %s", exc)
+            self.soon(self._arm)
         else:
             self._starved = False
 
-    def _main(self, inbox: SimpleQueue[_Job | _Call | None]) -> None:
+    def _main(self, inbox: SimpleQueue[Job | Call | None]) -> None:
         SyncToAsync.threadlocal.main_event_loop = self.loop
         SyncToAsync.threadlocal.main_event_loop_pid = os.getpid()
         item = inbox.get()
@@ -311,13 +222,13 @@ class Threads:
                 item.execute()
             except BaseException as exc:
                 # Not the job's, which are answered: of a log handler, or out of memory.
-                self._soon(item.refuse, exc)
+                self.soon(item.refuse, exc)
             del item
             with self._lock:
                 self._running[kind] -= 1
                 item = self._claim()
                 if any(self._queues) and self._timer is None:
-                    self._soon(self._arm)
+                    self.soon(self._arm)
                 if item is None:
                     if self._closed:
                         break
@@ -327,7 +238,7 @@ class Threads:
         with self._lock:
             self._made -= 1
 
-    def _soon(self, fn: Callable[..., object], *args: Any) -> None:
+    def soon(self, fn: Callable[..., object], *args: Any) -> None:
         try:
             self.loop.call_soon_threadsafe(fn, *args)
         except RuntimeError:
@@ -337,7 +248,7 @@ class Threads:
     def _arm(self) -> None:
         if self._timer is None:
             with self._lock:
-                kinds = [kind for kind in (_START, _CALL) if self._queues[kind]]
+                kinds = [kind for kind in (START, CALL) if self._queues[kind]]
                 blocked = self._starved or not any(self._may(kind) for kind in kinds)
             if kinds:
                 # In an empty context: the timer lives on from request to request.
@@ -347,7 +258,7 @@ class Threads:
 
     def _check(self) -> None:
         self._timer = None
-        expired: list[_Job | _Call] = []
+        expired: list[Job | Call] = []
         now = time.monotonic()
         with self._lock:
             if any(queue and now - queue[0].queued >= WAKE for queue in self._queues):
@@ -362,19 +273,19 @@ class Threads:
         if waiting:
             self._arm()
 
-    def _park(self, kind: int) -> None:
+    def park(self, kind: int) -> None:
         with self._lock:
             self._running[kind] -= 1
             self._parked += 1
-            starts = self._queues[_START]
+            starts = self._queues[START]
             if (
-                self._running[_START] == 0
-                or self._queues[_CALL]
+                self._running[START] == 0
+                or self._queues[CALL]
                 or (starts and time.monotonic() - starts[0].queued >= WAKE)
             ):
                 self._claim_and_wake()
 
-    def _resume(self, kind: int) -> None:
+    def resume(self, kind: int) -> None:
         with self._lock:
             self._parked -= 1
             self._running[kind] += 1
@@ -386,555 +297,3 @@ class Threads:
             "around the views loop-safe: `manage.py greenroom` names it.",
             retry_after=max(1, int(self.queue_timeout)),
         )
-
-
-class Calls:
-    """What asgiref's `sync_to_async` submits thread-sensitive calls to.
-
-    Installed as ``AsyncToSync.loop_thread_executors[loop]``. It is called on the
-    loop's thread and returns an asyncio future, which `run_in_executor` takes.
-    """
-
-    def __init__(self, threads: Threads) -> None:
-        self._threads = threads
-        self._rest = Lane(threads)
-
-    def submit(self, fn: Callable[..., T], /, *args: Any) -> asyncio.Future[T]:
-        lane = _lane.get()
-        while lane is not None and (lane.closed or lane.threads is not self._threads):
-            lane = lane.parent
-        return (lane or self._rest).submit(partial(fn, *args) if args else fn)
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Nothing: the threads are not asgiref's to end."""
-
-
-class Lane:
-    """The thread-sensitive calls of one coroutine: one at a time, in order."""
-
-    __slots__ = ("_busy", "_queue", "closed", "inbox", "parent", "threads")
-
-    def __init__(
-        self, threads: Threads, inbox: SimpleQueue[Any] | None = None, parent: Lane | None = None
-    ) -> None:
-        self.threads = threads
-        self.inbox = inbox
-        self.parent = parent
-        self.closed = False
-        self._queue: deque[_Call] | None = None
-        self._busy = False
-
-    def submit(self, fn: Callable[[], T]) -> asyncio.Future[T]:
-        call = _Call(self, fn)
-        if self.inbox is not None:
-            self.inbox.put(call)
-        elif self._busy:
-            if self._queue is None:
-                self._queue = deque()
-            self._queue.append(call)
-        else:
-            self._busy = True
-            self.threads._submit(_CALL, call)
-        return call.future
-
-    def next(self) -> None:
-        """Begin the next call; the last one has ended."""
-        if self._queue:
-            self.threads._submit(_CALL, self._queue.popleft())
-        else:
-            self._busy = False
-
-
-def new_lane(threads: Threads) -> Lane:
-    """Give the current context, which is a request's, a lane of its own."""
-    lane = Lane(threads)
-    _lane.set(lane)
-    return lane
-
-
-class _Ask:
-    """An awaitable that a thread waits for, and where the answer goes."""
-
-    __slots__ = (
-        "awaitable",
-        "cancelled",
-        "context",
-        "error",
-        "lane",
-        "result",
-        "task",
-        "task_context",
-    )
-
-    def __init__(self, awaitable: Awaitable[Any], lane: Lane) -> None:
-        self.awaitable = awaitable
-        self.lane = lane
-        # asgiref's: the tasks to cancel when the call on this thread is cancelled.
-        self.task_context: list[asyncio.Task[Any]] | None = getattr(
-            SyncToAsync.threadlocal, "task_context", None
-        )
-        self.context = copy_context()
-        self.task: asyncio.Task[Any] | None = None
-        self.result: Any = None
-        self.error: BaseException | None = None
-        self.cancelled = False
-
-    async def answer(self) -> None:
-        """Await it, with the thread's context; then let the thread go on."""
-        self.task = task = current_task()
-        assert task is not None
-        _restore_context(self.context)
-        token = _lane.set(self.lane)
-        try:
-            self.result = await bridge.run(bridge.await_, self.awaitable)
-        except GeneratorExit:
-            # The task is thrown away, in any context.
-            self.fail(BridgeError(_CLOSED))
-            raise
-        except BaseException as exc:
-            # Raised on the thread, a cancellation too; SystemExit ends the
-            # request there, and not the loop here.
-            self.error = exc
-            self.cancelled = isinstance(exc, CancelledError) and task.cancelling() > 0
-        _lane.reset(token)
-        self.context = copy_context()
-        self._done()
-
-    def fail(self, error: BaseException) -> None:
-        """Let the thread go on with an error, unless it was answered."""
-        if not self.lane.closed:
-            if asyncio.iscoroutine(self.awaitable) and self.task is None:
-                self.awaitable.close()
-            self.error = error
-            self._done()
-
-    def task_done(self, task: asyncio.Task[None]) -> None:
-        if not self.lane.closed:
-            # It was cancelled before its first step.
-            self.task = None
-            self.fail(CancelledError())
-
-    def abandon(self) -> None:
-        """The thread waits no longer: it was interrupted."""
-        if self.task is not None and not self.lane.closed:
-            self.task.cancel()
-
-    def _done(self) -> None:
-        self.lane.closed = True
-        if self.task_context is not None and self.task in self.task_context:
-            # Before the thread goes on: asgiref would cancel a task that is done,
-            # and take the cancellation as delivered.
-            self.task_context.remove(self.task)
-        assert self.lane.inbox is not None
-        self.lane.inbox.put(self)
-
-
-class _Outcome:
-    """What a job, or a step of one that is held, came to."""
-
-    __slots__ = ("context", "error", "held", "last", "value")
-
-    def __init__(
-        self, value: Any, error: BaseException | None, *, held: bool = False, last: bool = True
-    ) -> None:
-        self.value = value
-        self.error = error
-        self.held = held
-        self.last = last
-        self.context: Context | None = copy_context()
-
-
-class _Waiter(ABC):
-    """The thread's side of waiting, shared by jobs and calls."""
-
-    __slots__ = ("cancelled_at", "counted", "queued", "threads")
-
-    kind: int
-
-    def __init__(self, threads: Threads) -> None:
-        self.threads = threads
-        self.queued = time.monotonic()
-        self.counted = True
-        self.cancelled_at: str | None = None
-
-    def wait(self, awaitable: Awaitable[T]) -> T:
-        """Park this thread while `awaitable` runs on the loop (`bridge.await_`)."""
-        inbox: SimpleQueue[Any] = SimpleQueue()
-        lane = Lane(self.threads, inbox, _lane.get())
-        ask = _Ask(awaitable, lane)
-        if self.counted:
-            self.threads._park(self.kind)
-        try:
-            self.threads.loop.call_soon_threadsafe(self.deliver, ask)
-        except RuntimeError:
-            if self.counted:
-                self.threads._resume(self.kind)
-            if asyncio.iscoroutine(awaitable):
-                awaitable.close()
-            raise BridgeError(_CLOSED) from None
-        # A traceback refers to this frame, and what was awaited may refer to its error.
-        del awaitable
-        try:
-            while (item := self.get(inbox)) is not ask:
-                item.execute()
-                del item
-        except BaseException:
-            # Ctrl-C in the main thread, or a closed loop.
-            if self.threads.loop.is_closed():
-                ask.fail(BridgeError(_CLOSED))
-            else:
-                self.threads._soon(ask.abandon)
-            raise
-        finally:
-            if self.counted:
-                self.threads._resume(self.kind)
-        _restore_context(ask.context)
-        error, ask.error = ask.error, None
-        if error is None:
-            return ask.result  # type: ignore[no-any-return]
-        if ask.cancelled:
-            self.cancelled_at = _caller()
-        del ask, item
-        try:
-            raise error
-        finally:
-            del error
-
-    def get(self, queue: SimpleQueue[Any]) -> Any:
-        while True:
-            try:
-                return queue.get(timeout=LOOK)
-            except Empty:
-                if self.threads.loop.is_closed():
-                    raise BridgeError(_CLOSED) from None
-
-    def report_swallowed(self) -> None:
-        """After synchronous code returned: say where a cancellation got lost."""
-        if self.cancelled_at is not None:
-            logger.warning(
-                "A cancellation was swallowed: CancelledError was raised in %s and did not come "
-                "out. Catch Exception, not BaseException, or raise it again.",
-                self.cancelled_at,
-            )
-
-    @abstractmethod
-    def deliver(self, message: Any) -> None:
-        """On the loop: take what the thread sent."""
-
-    def spawn(self, ask: _Ask) -> None:
-        """Answer in a task of its own, since the request's is busy."""
-        if self.threads.loop.is_closed():
-            ask.fail(BridgeError(_CLOSED))
-            return
-        ask.task = task = self.threads.keep(ask.answer(), ask.context.copy())
-        # It may be cancelled before its first step.
-        task.add_done_callback(ask.task_done)
-        if ask.task_context is not None and not ask.lane.closed:
-            ask.task_context.append(task)
-
-
-class _Job(_Waiter):
-    """One run of synchronous code on a thread, and the task that awaits it."""
-
-    __slots__ = (
-        "_inbox",
-        "_waiter",
-        "adopted",
-        "args",
-        "context",
-        "driving",
-        "fn",
-        "on_end",
-        "steps",
-    )
-
-    kind = _START
-
-    def __init__(self, threads: Threads, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        super().__init__(threads)
-        self.fn = fn
-        self.args = args
-        self.context = copy_context()
-        self.on_end: Callable[[], object] | None = None
-        self.adopted = False
-        self.steps: SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]] | None] = SimpleQueue()
-        self._inbox: deque[Any] = deque()
-        self._waiter: asyncio.Future[None] | None = None
-        # Whether a task awaits the thread: from the start to an outcome's arrival.
-        self.driving = True
-
-    # On the loop.
-
-    async def drive(self) -> Any:
-        """Await what the thread asks for, until it has a result."""
-        task = current_task()
-        assert task is not None
-        cancelled: CancelledError | None = None
-        self.driving = True
-        while True:
-            if not self._inbox:
-                self._waiter = self.threads.loop.create_future()
-                try:
-                    await self._waiter
-                except CancelledError as exc:
-                    if self.threads.withdraw(self):
-                        self._ended()
-                        raise
-                    cancelled = exc
-                except GeneratorExit:
-                    self._thrown_away()
-                    raise
-                finally:
-                    self._waiter = None
-                continue
-            message = self._inbox.popleft()
-            if isinstance(message, _Outcome):
-                break
-            if cancelled is not None:
-                # Again, and counted once: to a timeout or a task group around
-                # this, the number of requests tells whose cancellation it is.
-                task.uncancel()
-                task.cancel(*cancelled.args)
-                cancelled = None
-            try:
-                await message.answer()
-            except GeneratorExit:
-                self._thrown_away()
-                raise
-        if message.context is not None:
-            _restore_context(message.context)
-        if message.last:
-            self._ended()
-        held = Held(self, message.value) if message.held else None
-        if cancelled is not None:
-            try:
-                if held is not None:
-                    await held.release()
-            except Exception:
-                logger.exception("An error when a thread was let go")
-            try:
-                raise cancelled
-            finally:
-                # The traceback refers to this frame.
-                del cancelled, message
-        if held is not None:
-            return held
-        if message.error is not None:
-            try:
-                raise message.error
-            finally:
-                del message
-        return message.value
-
-    def _ended(self) -> None:
-        if self.on_end is not None:
-            self.on_end()
-            self.on_end = None
-
-    def _thrown_away(self) -> None:
-        """The task that drives this is closed, not cancelled: with its loop, as a rule."""
-        self.driving = False
-        if self.threads.withdraw(self):
-            self._ended()
-        while self._inbox:
-            self.deliver(self._inbox.popleft())
-
-    def deliver(self, message: Any) -> None:
-        outcome = isinstance(message, _Outcome)
-        if self.adopted:
-            self._deliver_adopted(message)
-        elif self.driving:
-            # What comes after an outcome (`Then.after` may wait) is not the driver's.
-            self.driving = not outcome
-            self._inbox.append(message)
-            if self._waiter is not None and not self._waiter.done():
-                self._waiter.set_result(None)
-        elif not outcome:
-            self.spawn(message)
-        else:
-            if message.last:
-                self._ended()
-            if message.held:
-                self.steps.put(None)
-            if message.error is not None:
-                logger.error("An error on a thread that nobody awaits", exc_info=message.error)
-
-    def refuse(self, error: BaseException) -> None:
-        """End the job, which was not begun."""
-        outcome = _Outcome(None, error)
-        # Made in the timer's context, which is not this request's.
-        outcome.context = None
-        self.deliver(outcome)
-
-    def _deliver_adopted(self, message: Any) -> None:
-        self._inbox.append(message)
-        if self._waiter is not None:
-            if not self._waiter.done():
-                self._waiter.set_result(None)
-        elif isinstance(message, _Ask):
-            task = self.threads.keep(self._drive_adopted(), message.context.copy())
-            task.add_done_callback(self._adopted_done)
-
-    def _adopted_done(self, task: asyncio.Task[None]) -> None:
-        """It may be cancelled before its first step, or between two."""
-        self._waiter = None
-        while self._inbox:
-            message = self._inbox.popleft()
-            if isinstance(message, _Ask):
-                message.fail(CancelledError())
-
-    async def _drive_adopted(self) -> None:
-        """Answer all that an adopted thread asks for, in one task."""
-        while True:
-            while self._inbox:
-                message = self._inbox.popleft()
-                if not isinstance(message, _Ask):
-                    return
-                self._waiter = self.threads.loop.create_future()
-                await message.answer()
-            self._waiter = self.threads.loop.create_future()
-            if self._inbox:
-                continue
-            await self._waiter
-
-    # On the thread.
-
-    def execute(self) -> None:
-        bridge.set_thread_wait(self.wait)
-        SyncToAsync.threadlocal.task_context = None
-        try:
-            self.context.run(self._execute)
-        finally:
-            bridge.set_thread_wait(None)
-
-    def execute_adopted(self) -> Any:
-        local = SyncToAsync.threadlocal
-        before = bridge.thread_wait(), getattr(local, "task_context", None)
-        self.counted = False
-        bridge.set_thread_wait(self.wait)
-        local.task_context = None
-        try:
-            return self.fn(*self.args)
-        finally:
-            bridge.set_thread_wait(before[0])
-            local.task_context = before[1]
-            self.threads._soon(self.deliver, _Outcome(None, None))
-
-    def _execute(self) -> None:
-        _restore_context(self.context)
-        outcome = self._attempt(self.fn, self.args)
-        self.fn = self.args = None  # type: ignore[assignment]
-        result = outcome.value
-        if isinstance(result, Hold):
-            self._serve(result)
-        elif isinstance(result, Then):
-            outcome.value = result.value
-            self.threads._soon(self.deliver, outcome)
-            del outcome
-            try:
-                result.after()
-            except BaseException:
-                logger.exception("An error after the answer to a request")
-        else:
-            self.threads._soon(self.deliver, outcome)
-            # The frames of an error's traceback refer to this one.
-            del outcome
-
-    def _serve(self, hold: Hold) -> None:
-        """Run what the request still calls on this thread, until it is let go."""
-        self.threads._soon(self.deliver, _Outcome(hold.value, None, held=True, last=False))
-        while (step := self._next_step()) is not None:
-            outcome = self._attempt(*step)
-            outcome.last = False
-            self.threads._soon(self.deliver, outcome)
-            del step, outcome
-        self.threads._soon(self.deliver, self._attempt(hold.close, ()))
-
-    def _next_step(self) -> tuple[Callable[..., Any], tuple[Any, ...]] | None:
-        self.threads._park(self.kind)
-        try:
-            return self.get(self.steps)  # type: ignore[no-any-return]
-        except BridgeError:
-            return None
-        finally:
-            self.threads._resume(self.kind)
-
-    def _attempt(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> _Outcome:
-        self.cancelled_at = None
-        try:
-            result = fn(*args)
-            self.report_swallowed()
-        except BaseException as exc:
-            return _Outcome(None, exc)
-        return _Outcome(result, None)
-
-
-class _Call(_Waiter):
-    """One thread-sensitive call of a coroutine, and the future that awaits it."""
-
-    __slots__ = ("fn", "future", "lane")
-
-    kind = _CALL
-
-    def __init__(self, lane: Lane, fn: Callable[[], Any]) -> None:
-        super().__init__(lane.threads)
-        self.fn = fn
-        self.lane = lane
-        self.future: asyncio.Future[Any] = lane.threads.loop.create_future()
-
-    def deliver(self, message: Any) -> None:
-        """The request's task is busy: it awaits this call, or its sibling.
-
-        asgiref cancels what is in the list that it keeps for the call.
-        """
-        self.spawn(message)
-
-    def refuse(self, error: BaseException) -> None:
-        """End the call, which was not begun."""
-        self._end(None, error)
-
-    def execute(self) -> None:
-        # On a parked thread the job is counted, not its calls.
-        self.counted = self.lane.inbox is None
-        local = SyncToAsync.threadlocal
-        before = bridge.thread_wait(), getattr(local, "task_context", None)
-        bridge.set_thread_wait(self.wait)
-        result = error = None
-        try:
-            if not self.future.cancelled():
-                result = self.fn()
-                self.report_swallowed()
-        except BaseException as exc:
-            error = exc
-        finally:
-            bridge.set_thread_wait(before[0])
-            local.task_context = before[1]
-        if self.lane.inbox is None and self.threads.after_call is not None:
-            try:
-                self.threads.after_call()
-            except BaseException:
-                logger.exception("An error after a call on a thread")
-        self.fn = None  # type: ignore[assignment]
-        self.threads._soon(self._end, result, error)
-        # Referred to by the error's traceback.
-        del error, result
-
-    def _end(self, result: Any, error: BaseException | None) -> None:
-        if not self.future.done():
-            if error is None:
-                self.future.set_result(result)
-            elif isinstance(error, StopIteration):
-                self.future.set_exception(RuntimeError("synchronous code raised StopIteration"))
-            else:
-                self.future.set_exception(error)
-        if self.lane.inbox is None:
-            self.lane.next()
-
-
-def _caller() -> str:
-    """Where `await_` was called, seen from `_Waiter.wait`."""
-    frame = sys._getframe(2)
-    while frame.f_back is not None and frame.f_code.co_filename in (__file__, bridge.__file__):
-        frame = frame.f_back
-    code = frame.f_code
-    return f"{code.co_qualname} ({code.co_filename}:{frame.f_lineno})"

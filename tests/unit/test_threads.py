@@ -19,11 +19,12 @@ from asgiref.sync import async_to_sync, sync_to_async
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from greenroom import bridge, patches, threads
+from greenroom import bridge, crossing, patches, threads
 from greenroom.bridge import await_
+from greenroom.crossing import Held, Hold, Then, new_lane
 from greenroom.errors import BridgeError, Overloaded
 from greenroom.loops import Home
-from greenroom.threads import Held, Hold, Then, Threads, new_lane
+from greenroom.threads import Threads
 
 patches.apply()
 
@@ -363,7 +364,7 @@ def test_an_error_of_ours_costs_no_thread(monkeypatch: pytest.MonkeyPatch) -> No
 
     async def main(pool: Threads) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(threads._Job, "execute", broken)
+            patch.setattr(crossing.Job, "execute", broken)
             with pytest.raises(MemoryError):
                 await pool.run(lambda: None)
         assert await pool.run(lambda: 1) == 1
@@ -1236,7 +1237,7 @@ def test_idle_threads_end(go: Go) -> None:
 
 def test_a_loop_that_is_closed(monkeypatch: pytest.MonkeyPatch, loop_factory: Any) -> None:
     """A thread that waits gets an error; so does one that comes later."""
-    monkeypatch.setattr(threads, "LOOK", 0.02)
+    monkeypatch.setattr(crossing, "LOOK", 0.02)
     loop = loop_factory()
     pool = Threads(loop, limit=1)
     caught: list[BaseException] = []
