@@ -58,7 +58,7 @@ from . import bridge, conf, handler, logs, loops, patches, warm
 from .bridge import await_, run
 from .crossing import Held, Hold, Then, new_lane
 from .errors import Overloaded
-from .placement import PLAIN, UNRESOLVED, Placement, is_coroutine_view, views
+from .placement import PLAIN, UNRESOLVED, Placement, views
 from .threads import Threads
 
 Environ = dict[str, Any]
@@ -114,7 +114,8 @@ class AsyncDjangoApplication:
         if listener is not None:
             home.stack.push_async_callback(asyncio.to_thread, listener.stop)
         judge = self.handler.judge
-        places = [judge.place(view).on_loop for *_, view in views() if is_coroutine_view(view)]
+        found = [judge.place(view) for *_, view in views()]
+        places = [placement.on_loop for placement in found if placement.coroutine]
         counts = [(places.count(True), "on the loop"), (places.count(False), "on threads")]
         said = ", ".join(f"{count} {where}" for count, where in counts if count) or "none"
         held = "; ".join(judge.surroundings())
@@ -269,7 +270,7 @@ class _Exchange:
         except Exception:
             # The request cycle will raise it again, and answer it.
             return PLAIN
-        placement = judge.place(self.match.func)
+        placement = judge.place(self.match.func, self.environ["REQUEST_METHOD"])
         self.on_loop = placement.on_loop
         return placement
 

@@ -189,7 +189,7 @@ class Handler(BaseHandler):
     def _call_view(self, view: Any, request: HttpRequest, args: Any, kwargs: Any) -> Any:
         if not in_bridge():
             return _as_plain_view(view)(request, *args, **kwargs)
-        if is_coroutine_view(view) and not self.judge.of_view(view):
+        if self.judge.fits_loop(view, request.method):
             return _settle(view, view(request, *args, **kwargs))
         return off_loop(self._call_view, view, request, args, kwargs)
 
@@ -385,7 +385,8 @@ def _as_plain_view(view: Any) -> Any:
         return _settle(view, view(request, *args, **kwargs))
 
     def plain(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
-        if is_coroutine_view(view):
+        # A class's dispatch() is plain code around its coroutine, and may refuse the request.
+        if is_coroutine_view(view) and not hasattr(view, "view_class"):
             # Called on the loop, which what it makes may want already.
             return await_(call(request, args, kwargs))
         try:

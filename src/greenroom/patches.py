@@ -36,6 +36,8 @@ private, relied on                     for
 `HttpResponseBase._resource_closers`   as Django's own handlers do
 `BaseHandler._view_middleware` …       as Django's own handlers do
 =====================================  ==========================================
+
+Those of Django REST framework are in `greenroom.integrations.rest_framework`.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from asgiref.sync import iscoroutinefunction
 from django.conf import settings as django_settings
@@ -35,7 +36,7 @@ from django.urls.resolvers import RoutePattern
 from django.utils.module_loading import import_string
 from django.utils.version import get_version_tuple
 
-from . import conf
+from . import conf, integrations
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -113,15 +114,43 @@ class Judge:
         self._key: object = None
         self._reasons: list[str] = []
         self._unknown_patterns: list[str] = []
+        # Of views that an integration describes, by settings and method.
+        self._described: WeakKeyDictionary[Any, dict[Any, tuple[bool, list[str]]]]
+        self._described = WeakKeyDictionary()
 
-    def place(self, view: Any) -> Placement:
-        """The placement of a request that this view answers."""
-        if not is_coroutine_view(view):
+    def place(self, view: Any, method: str | None = None) -> Placement:
+        """The placement of a request that this view answers.
+
+        Without a method, that of the most restricted method that is a coroutine.
+        """
+        coroutine, own = self._kind(view, method)
+        if not coroutine:
             return PLAIN
-        reasons = self.surroundings() or self.of_view(view)
+        reasons = self.surroundings() or own
         if not reasons:
             return ON_LOOP
         return Placement(on_loop=False, coroutine=True, reason="; ".join(reasons))
+
+    def fits_loop(self, view: Any, method: str | None) -> bool:
+        """Whether the view may be called on the loop, whatever is around it."""
+        coroutine, reasons = self._kind(view, method)
+        return coroutine and not reasons
+
+    def _kind(self, view: Any, method: str | None) -> tuple[bool, list[str]]:
+        """Whether it is a coroutine view, and what of itself holds it on a thread."""
+        if is_coroutine_view(view):
+            return True, self.of_view(view)
+        if hasattr(view, "_greenroom_awaits"):
+            return True, [*self.of_view(view), "the view is a @sync_view"]
+        described = integrations.describe(view, method)
+        if described is None:
+            return False, []
+        kinds = self._described.setdefault(view, {})
+        key = (conf.settings(), method)
+        if key not in kinds:
+            kinds[key] = _most_restricted(described, named=method is None)
+        coroutine, reasons = kinds[key]
+        return coroutine, [*self.of_view(view), *reasons]
 
     def of_view(self, view: Any) -> list[str]:
         """What holds this one view on a thread."""
@@ -173,6 +202,51 @@ class Judge:
                 reason = why_unsafe(receiver)
                 if reason is not None:
                     yield f"the receiver {dotted_name(receiver)} of request_{name} {reason}"
+
+
+def _most_restricted(
+    described: tuple[tuple[str, integrations.View], ...], *, named: bool
+) -> tuple[bool, list[str]]:
+    reasons: list[str] = []
+    for method, view in described:
+        if view.coroutine:
+            found = [*view.reasons, *_why_unsafe_around(view)]
+            reasons += [f"{method}: {reason}" if named else reason for reason in found]
+    return any(view.coroutine for _, view in described), reasons
+
+
+def _why_unsafe_around(view: integrations.View) -> Iterator[str]:
+    for what, code in view.code:
+        reason = why_unsafe_class(code) if inspect.isclass(code) else why_unsafe(code)
+        if reason is not None:
+            yield f"the {what} {dotted_name(code)} {reason}"
+
+
+def why_unsafe_class(kind: type) -> str | None:
+    """As `why_unsafe`, of a class that is used by its methods.
+
+    Here a subclass of known code is known if all it adds is data and coroutines,
+    which run on the loop anyway.
+    """
+    if why_unsafe(kind) is None:
+        return None
+    for each in kind.__mro__[:-1]:
+        if not _adds_no_plain_code(each):
+            reason = why_unsafe(each)
+            if reason is not None:
+                return reason
+    return None
+
+
+def _adds_no_plain_code(kind: type) -> bool:
+    return all(
+        iscoroutinefunction(value)
+        if inspect.isfunction(value)
+        else isinstance(value, str | int | float | tuple | None)
+        or name in ("__dict__", "__weakref__", "__annotations__", "__annotate__")
+        for name, value in vars(kind).items()
+        if name not in ("__annotate_func__", "__annotations_cache__", "__static_attributes__")
+    )
 
 
 def atomic_aliases(view: Any) -> list[str]:
@@ -340,7 +414,10 @@ def _messages() -> str | None:
 
 
 def _cache() -> str | None:
-    alias = django_settings.CACHE_MIDDLEWARE_ALIAS
+    return _of_cache(django_settings.CACHE_MIDDLEWARE_ALIAS)
+
+
+def _of_cache(alias: str) -> str | None:
     cache = django_settings.CACHES.get(alias, {})
     backend = cache.get("BACKEND")
     if backend not in CACHES:
@@ -404,6 +481,13 @@ DATABASE = frozenset(
         "django.contrib.flatpages.middleware.FlatpageFallbackMiddleware",
         "django.contrib.redirects.middleware.RedirectFallbackMiddleware",
         "django.contrib.sites.middleware.CurrentSiteMiddleware",
+        "rest_framework.authentication.BasicAuthentication",
+        "rest_framework.authentication.RemoteUserAuthentication",
+        "rest_framework.authentication.SessionAuthentication",
+        "rest_framework.authentication.TokenAuthentication",
+        "rest_framework.permissions.DjangoModelPermissions",
+        "rest_framework.permissions.DjangoModelPermissionsOrAnonReadOnly",
+        "rest_framework.permissions.DjangoObjectPermissions",
     }
 )
 
@@ -449,7 +533,59 @@ def _cors() -> str | None:
     return None
 
 
+def _default_cache() -> str | None:
+    return _of_cache("default")
+
+
 OTHERS: dict[str, Known] = {
     "corsheaders.middleware.CorsMiddleware": Known("django-cors-headers", "4.9", "4.10", _cors),
     "django_htmx.middleware.HtmxMiddleware": Known("django-htmx", "1.29", "1.30"),
+    # Responses are rendered on a thread, and so are forms and the browsable API.
+    **{
+        f"rest_framework.{name}": Known("djangorestframework", "3.18", "3.19")
+        for name in (
+            "authentication.BaseAuthentication",
+            "metadata.BaseMetadata",
+            "metadata.SimpleMetadata",
+            "negotiation.BaseContentNegotiation",
+            "negotiation.DefaultContentNegotiation",
+            "parsers.BaseParser",
+            "parsers.FileUploadParser",
+            "parsers.FormParser",
+            "parsers.JSONParser",
+            "parsers.MultiPartParser",
+            "permissions.AllowAny",
+            "permissions.BasePermission",
+            "permissions.IsAdminUser",
+            "permissions.IsAuthenticated",
+            "permissions.IsAuthenticatedOrReadOnly",
+            "permissions.OperationHolderMixin",
+            "renderers.AdminRenderer",
+            "renderers.BaseRenderer",
+            "renderers.BrowsableAPIRenderer",
+            "renderers.HTMLFormRenderer",
+            "renderers.JSONRenderer",
+            "renderers.MultiPartRenderer",
+            "renderers.StaticHTMLRenderer",
+            "renderers.TemplateHTMLRenderer",
+            "throttling.BaseThrottle",
+            "versioning.AcceptHeaderVersioning",
+            "versioning.BaseVersioning",
+            "versioning.HostNameVersioning",
+            "versioning.NamespaceVersioning",
+            "versioning.QueryParameterVersioning",
+            "versioning.URLPathVersioning",
+        )
+    },
+    **{
+        f"rest_framework.throttling.{name}": Known(
+            "djangorestframework", "3.18", "3.19", _default_cache
+        )
+        for name in (
+            "AnonRateThrottle",
+            "ScopedRateThrottle",
+            "SimpleRateThrottle",
+            "UserRateThrottle",
+        )
+    },
 }

@@ -430,7 +430,7 @@ def test_system_exit_while_a_request_is_closed(
         request_finished.connect(leaves)
         try:
             with pytest.raises(AttributeError):
-                await site.ask("/text/")
+                await driver.ask(site.app, "/text/")
         except SystemExit:
             assert site.placement == "thread"
         finally:
