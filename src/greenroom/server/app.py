@@ -63,8 +63,8 @@ from typing import TYPE_CHECKING, Any
 from asgiref.sync import iscoroutinefunction
 
 from ..bridge import await_
-from ..errors import ApplicationError, Overloaded
 from ..crossing import Then
+from ..errors import ApplicationError, Overloaded
 from .head import Environ, Request
 from .pump import Pump
 from .response import FileWrapper, PeerGone, Response

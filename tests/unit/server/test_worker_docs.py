@@ -38,7 +38,7 @@ def test_the_tables_are_those_of_the_code() -> None:
 def other(name: str) -> Any:
     """A value of a setting that isn't its default."""
     default = Config().settings[name].get()
-    for value in (True, False, 12345, 20000, "10.1.2.3", "python", "off", "uvloop", "uwsgi", "/x", 3):
+    for value in (True, False, 20000, "10.1.2.3", "python", "off", "uvloop", "uwsgi", 3):
         config = Config()
         try:
             config.set(name, value)
