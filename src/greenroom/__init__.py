@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .application import AsyncDjangoApplication, get_wsgi_application
     from .bridge import await_, bridged
+    from .decorators import sync_view
     from .placement import keep_on_disconnect, loop_safe, on_thread
     from .worker import Worker
 
@@ -26,6 +27,7 @@ __all__ = [
     "keep_on_disconnect",
     "loop_safe",
     "on_thread",
+    "sync_view",
 ]
 
 _HOMES = {
@@ -37,6 +39,7 @@ _HOMES = {
     "keep_on_disconnect": "placement",
     "loop_safe": "placement",
     "on_thread": "placement",
+    "sync_view": "decorators",
 }
 
 

@@ -1,4 +1,4 @@
-"""The Django app: applies the patches, registers the checks."""
+"""The Django app: applies the patches and the integrations, registers the checks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ class GreenroomConfig(AppConfig):
 
     def ready(self) -> None:
         from . import checks, patches
+        from .integrations import rest_framework
 
         patches.apply()
+        rest_framework.apply()
         checks.register()

@@ -140,7 +140,7 @@ class Judge:
         """Whether it is a coroutine view, and what of itself holds it on a thread."""
         if is_coroutine_view(view):
             return True, self.of_view(view)
-        if hasattr(view, "_greenroom_awaits"):
+        if _awaits(view):
             return True, [*self.of_view(view), "the view is a @sync_view"]
         described = integrations.describe(view, method)
         if described is None:
@@ -202,6 +202,13 @@ class Judge:
                 reason = why_unsafe(receiver)
                 if reason is not None:
                     yield f"the receiver {dotted_name(receiver)} of request_{name} {reason}"
+
+
+def _awaits(view: Any) -> bool:
+    """Whether it, or a handler of its class, was made plain by `sync_view`."""
+    kind = getattr(view, "view_class", None)
+    handlers = (getattr(kind, name, None) for name in getattr(kind, "http_method_names", ()))
+    return any(hasattr(each, "_greenroom_awaits") for each in (view, *handlers))
 
 
 def _most_restricted(

@@ -11,6 +11,7 @@ INSTALLED_APPS = [
     "django.contrib.contenttypes",
     "django.contrib.sessions",
     "django.contrib.messages",
+    "rest_framework",
 ]
 ROOT_URLCONF = "project.urls"
 MIDDLEWARE: list[str] = []

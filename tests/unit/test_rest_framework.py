@@ -1,0 +1,451 @@
+"""Coroutines wherever Django REST framework calls the project, under every server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from django.test import AsyncClient, Client, override_settings
+from rest_framework.test import APIClient, APIRequestFactory
+
+from driver import Cancellable, Site
+from greenroom import sync_view
+from greenroom.errors import BridgeError
+from project import urls_rest
+
+SETTINGS: dict[str, Any] = {"ROOT_URLCONF": "project.urls_rest"}
+Ask = Callable[..., Any]
+
+
+@pytest.fixture
+def rest(placement: str) -> Iterator[Site]:
+    urls_rest.events.clear()
+    with Site(placement, **SETTINGS) as site:
+        yield site
+
+
+@pytest.fixture(params=["loop", "thread", "wsgi", "asgi"])
+def ask(request: pytest.FixtureRequest) -> Iterator[Ask]:
+    """A request under our application in both placements, and under plain Django's."""
+    urls_rest.events.clear()
+    if request.param in ("loop", "thread"):
+        with Site(request.param, **SETTINGS) as site:
+
+            def ask(path: str, method: str = "GET", data: Any = None, **extra: Any) -> Any:
+                body = b"" if data is None else json.dumps(data).encode()
+                answer = site.get(path, method, body, CONTENT_TYPE="application/json", **extra)
+                return answer.code, _loaded(answer.body)
+
+            yield ask
+    else:
+        with override_settings(**SETTINGS):
+
+            def ask(path: str, method: str = "GET", data: Any = None, **extra: Any) -> Any:
+                body = b"" if data is None else json.dumps(data).encode()
+                sent = {"data": body, "content_type": "application/json"}
+                if request.param == "wsgi":
+                    answer = Client().generic(method, path, **sent, **extra)
+                else:
+                    headers = {key[5:].replace("_", "-"): value for key, value in extra.items()}
+                    client = AsyncClient()
+                    answer = asyncio.run(client.generic(method, path, **sent, headers=headers))
+                return answer.status_code, _loaded(answer.content)
+
+            yield ask
+
+
+def _loaded(body: bytes) -> Any:
+    return json.loads(body) if body[:1] in b'{["' and body else body.decode()
+
+
+# Handlers.
+
+
+def test_handlers_of_both_kinds_in_one_class(ask: Ask) -> None:
+    code, answer = ask("/both/")
+    assert (code, answer["by"]) == (200, "coroutine")
+    code, answer = ask("/both/", "POST", {"a": 1})
+    assert (code, answer["by"], answer["data"]) == (201, "plain", {"a": 1})
+    assert ask("/both/", "PUT")[1]["by"] == "coroutine"
+    assert ask("/both/", "PATCH")[1]["by"] == "coroutine"
+    assert ask("/both/", "DELETE") == (404, {"detail": "none here"})
+    assert ask("/both/", "TRACE")[0] == 405
+    code, answer = ask("/both/", "OPTIONS")
+    assert (code, answer["name"]) == (200, "Both")
+
+
+def test_function(ask: Ask) -> None:
+    assert ask("/function/") == (200, {"method": "GET"})
+    assert ask("/function/", "POST") == (200, {"method": "POST"})
+    assert ask("/function/", "PUT")[0] == 405
+    assert ask("/made-plain/") == (200, "plain")
+
+
+def test_errors_are_answered_by_drf(ask: Ask) -> None:
+    assert ask("/errors/denied/") == (403, {"detail": "not you"})
+    assert ask("/errors/invalid/") == (400, {"field": ["wrong"]})
+
+
+def test_other_errors_are_raised(rest: Site) -> None:
+    assert rest.get("/errors/error/").code == 500
+    assert rest.get("/missing/").code == 500
+
+
+def test_router_with_handlers_of_both_kinds(ask: Ask) -> None:
+    code, answer = ask("/router/mixed/?least=2&page=2")
+    assert (code, answer["count"]) == (200, 3)
+    assert answer["results"] == [{"id": 5, "title": "title 5", "shout": "TITLE 5", "length": 7}]
+    assert ask("/router/mixed/3/")[1]["title"] == "title 3"
+    assert ask("/router/mixed/77/")[0] == 404
+    assert ask("/router/mixed/3/wake/", "POST") == (200, {"woken": "3", "action": "wake"})
+    assert ask("/router/mixed/plain/") == (200, {"action": "plain"})
+    assert ask("/router/mixed/3/", "PUT", {"title": "new"})[1]["title"] == "new"
+    assert ask("/router/mixed/3/", "PATCH", {"title": "newer"})[1]["title"] == "newer"
+    assert ask("/router/mixed/3/", "DELETE")[0] == 204
+    assert ask("/router/mixed/", "POST", {"title": " made "})[0] == 201
+    assert urls_rest.events == ["destroyed 3", "created made"]
+    assert set(ask("/router/")[1]) == {"mixed", "plain-items"}
+
+
+def test_handlers_of_drf_over_coroutines(ask: Ask) -> None:
+    assert [item["id"] for item in ask("/router/plain-items/?least=3")[1]["results"]] == [3, 5]
+    assert ask("/router/plain-items/2/")[1]["shout"] == "TITLE 2"
+    assert [item["id"] for item in ask("/generic/")[1]] == [1]
+
+
+@pytest.mark.parametrize(
+    ("title", "answer"),
+    [
+        ("taken", {"title": ["taken"]}),
+        ("odd", {"non_field_errors": ["odd"]}),
+        ("12", {"title": ["digits"]}),
+        ("x" * 21, {"title": ["Ensure this field has no more than 20 characters."]}),
+    ],
+)
+def test_coroutines_of_a_serializer_are_awaited(ask: Ask, title: str, answer: Any) -> None:
+    assert ask("/generic/", "POST", {"title": title}) == (400, answer)
+
+
+def test_a_serializer_saves(ask: Ask) -> None:
+    code, answer = ask("/generic/", "POST", {"title": "good"})
+    assert (code, answer["id"], answer["title"]) == (201, 99, "good")
+
+
+def test_head_is_answered_by_get(rest: Site) -> None:
+    answer = rest.get("/router/mixed/1/", "HEAD")
+    assert answer.code == 200
+
+
+def test_the_browsable_api_of_a_coroutine(rest: Site) -> None:
+    answer = rest.get("/browsable/", HTTP_ACCEPT="text/html")
+    assert answer.code == 200
+    assert "by a template" in answer.text
+    # The form was offered after the permission was awaited, on a thread.
+    assert 'method="POST"' in answer.text
+
+
+def test_cancellation_reaches_the_handler(rest: Site) -> None:
+    async def main(site: Site) -> None:
+        running = Cancellable(site.app, "/waits/")
+        async with asyncio.timeout(10):
+            while not urls_rest.events:
+                await asyncio.sleep(0.001)
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running.task
+
+    rest.run(main)
+    assert urls_rest.events == ["begun", "cancelled"]
+
+
+def test_many_at_a_time(rest: Site) -> None:
+    async def main(site: Site) -> set[int]:
+        answers = await asyncio.gather(*(site.ask("/router/mixed/1/") for _ in range(50)))
+        return {answer.code for answer in answers}
+
+    assert rest.run(main) == {200}
+
+
+# Never granted unawaited.
+
+DENIED = [
+    "no",
+    "hands-on",
+    "slots",
+    "duck",
+    "and",
+    "or",
+    "not",
+    "nested",
+    "any-of",
+    "denies",
+    "checks-all/?deny=1&",
+    "object/secret",
+]
+
+
+@pytest.mark.parametrize("path", DENIED)
+def test_denied(ask: Ask, path: str) -> None:
+    assert ask(f"/{path}/".replace("&/", ""))[0] == 403
+
+
+@pytest.mark.parametrize("path", ["no", "hands-on", "and", "or", "not", "nested"])
+def test_denied_to_plain_handlers(ask: Ask, path: str) -> None:
+    assert ask(f"/{path}/", "POST")[0] == 403
+
+
+@pytest.mark.parametrize(
+    "path", ["yes", "and-yes", "or-yes", "not-no", "awaits-super", "checks-all", "object/open"]
+)
+def test_granted(ask: Ask, path: str) -> None:
+    assert ask(f"/{path}/")[0] == 200
+
+
+def test_the_message_of_a_permission(ask: Ask) -> None:
+    assert ask("/no/")[1] == {"detail": "by a coroutine"}
+    assert ask("/denies/")[1] == {"detail": "awaited"}
+
+
+def test_a_throttle_is_awaited(rest: Site) -> None:
+    answer = rest.get("/throttled/")
+    assert (answer.code, answer.header("Retry-After")) == (429, "7")
+
+
+def test_the_key_of_a_throttle_is_awaited(ask: Ask) -> None:
+    from django.core.cache import cache
+
+    cache.clear()
+    assert [ask("/key-throttled/")[0] for _ in range(2)] == [200, 429]
+
+
+def test_authentication(ask: Ask) -> None:
+    assert ask("/header/")[0] == 401
+    assert ask("/header/", HTTP_X_USER="bad") == (401, {"detail": "bad one"})
+    assert ask("/header/", HTTP_X_USER="me") == (200, "me")
+
+
+def test_the_authenticate_header_is_awaited(rest: Site) -> None:
+    assert rest.get("/header/").header("WWW-Authenticate") == "Header"
+
+
+def test_what_takes_a_coroutine_for_true_is_refused() -> None:
+    with override_settings(**SETTINGS), pytest.raises(TypeError, match="TakesForTrue") as caught:
+        Client().get("/takes-for-true/")
+    assert "await super()'s answer" in str(caught.value)
+
+
+def test_what_is_not_awaited_is_refused() -> None:
+    with override_settings(**SETTINGS), pytest.raises(TypeError, match=r"Versioning\.determine"):
+        Client().get("/versioned/")
+
+
+@pytest.mark.parametrize("name", ["Both", "No", "NoThrottle", "Header"])
+def test_on_a_loop_outside_of_a_bridge_nothing_is_granted(name: str) -> None:
+    given = {
+        "No": {"permission_classes": [urls_rest.No]},
+        "NoThrottle": {"throttle_classes": [urls_rest.NoThrottle]},
+        "Header": {"authentication_classes": [urls_rest.Header]},
+    }.get(name, {})
+    view = urls_rest.Policies.as_view(**given)
+
+    async def main() -> None:
+        with pytest.raises(BridgeError):
+            view(APIRequestFactory().get("/"))
+
+    asyncio.run(main())
+
+
+def test_permissions_are_awaited_where_no_view_is_dispatched() -> None:
+    """As schemas do, which leave out what isn't permitted."""
+    from rest_framework.exceptions import PermissionDenied
+    from rest_framework.request import Request
+
+    view = urls_rest.Policies(permission_classes=[urls_rest.PlainYes & urls_rest.No])
+    view.request = Request(APIRequestFactory().get("/"))
+    with pytest.raises(PermissionDenied):
+        view.check_permissions(view.request)
+    view = urls_rest.ChecksObject(permission_classes=[urls_rest.NotThisObject])
+    with pytest.raises(PermissionDenied):
+        view.check_object_permissions(Request(APIRequestFactory().get("/")), "secret")
+
+
+def test_a_request_made_by_hand_awaits_its_authenticators() -> None:
+    from rest_framework.request import Request
+
+    request = Request(
+        APIRequestFactory().get("/", HTTP_X_USER="me"), authenticators=[urls_rest.Header()]
+    )
+    assert request.user.username == "me"
+
+
+def test_a_direct_call_and_drfs_own_client() -> None:
+    response = urls_rest.Both.as_view()(APIRequestFactory().get("/"))
+    assert response.data["by"] == "coroutine"
+    with override_settings(**SETTINGS):
+        assert APIClient().get("/both/").data["by"] == "coroutine"
+        assert APIClient().get("/and/").status_code == 403
+
+
+def test_classes_stay_as_they_were_written() -> None:
+    async def main() -> bool:
+        return bool(await urls_rest.Yes().has_permission(None, None))
+
+    assert asyncio.run(main())
+    view = urls_rest.Policies(permission_classes=[urls_rest.Yes])
+    view.check_permissions(None)
+    assert isinstance(view.get_permissions()[0], urls_rest.Yes)
+
+
+# Placement.
+
+
+def place(path: str, method: str | None = None, **settings: Any) -> Any:
+    from django.urls import resolve
+
+    with Site("auto", **{**SETTINGS, **settings}) as site:
+        judge = site.app.handler.judge
+        return judge.place(resolve(path, "project.urls_rest").func, method)
+
+
+UNKNOWN = {"GREENROOM": {"LOOP_SAFE": []}}
+
+
+def test_the_method_decides() -> None:
+    assert place("/both/", "GET").on_loop
+    assert place("/both/", "HEAD").on_loop
+    assert place("/both/", "POST").reason == "the view is a plain function"
+    assert not place("/both/", "OPTIONS").coroutine
+    assert place("/function/", "GET").on_loop
+    assert place("/router/mixed/", "GET").on_loop
+    assert place("/router/mixed/1/", "HEAD").on_loop
+
+
+def test_a_plain_handler_that_waits_for_a_policy_is_counted() -> None:
+    placement = place("/no/", "POST")
+    assert (placement.on_loop, placement.coroutine) == (False, True)
+    assert placement.reason == "its POST is a plain function"
+    assert place("/router/mixed/", "POST").coroutine
+    assert place("/made-plain/", "GET").reason == "its GET is a @sync_view"
+    assert place("/atomic/").reason == "the view is a @sync_view"
+
+
+def test_the_chain_is_where_it_was_placed(rest: Site) -> None:
+    rest.use("project.middleware.Place")
+    assert json.loads(rest.get("/place/").text) == rest.placement
+
+
+def test_policies_of_coroutines_and_of_drf_are_safe() -> None:
+    assert place("/both/", "GET", **UNKNOWN).on_loop
+    for name in ("yes", "and", "header", "throttled"):
+        assert place(f"/{name}/", "GET", **UNKNOWN).on_loop, name
+    for name in ("hands-on", "or"):
+        reason = place(f"/{name}/", "GET", **UNKNOWN).reason
+        assert "the permission project.urls_rest.HandsOn is not known" in reason
+    assert "method check_permissions() of" in place("/any-of/", "GET", **UNKNOWN).reason
+
+
+def test_what_queries_holds_the_view() -> None:
+    from rest_framework import authentication, permissions, throttling
+
+    def reason(**given: Any) -> str:
+        with Site("auto", **SETTINGS, **UNKNOWN) as site:
+            view = urls_rest.Policies.as_view(**given)
+            return str(site.app.handler.judge.place(view, "GET").reason)
+
+    assert "SessionAuthentication may query the database" in reason(
+        authentication_classes=[authentication.SessionAuthentication]
+    )
+    assert "DjangoModelPermissions may query" in reason(
+        permission_classes=[permissions.DjangoModelPermissions]
+    )
+
+    class Burst(throttling.UserRateThrottle):
+        scope = "burst"
+        rate = "10/s"
+
+    assert reason(throttle_classes=[Burst]) == ""
+    files = {"BACKEND": "django.core.cache.backends.filebased.FileBasedCache", "LOCATION": "/no"}
+    with override_settings(CACHES={"default": files}):
+        assert "which does I/O" in reason(throttle_classes=[Burst])
+
+
+def test_without_a_method_the_most_restricted_is_named() -> None:
+    assert place("/both/").on_loop
+    assert place("/no/").reason == "POST: its POST is a plain function"
+
+
+def test_parked_threads_are_counted() -> None:
+    """A place among MAX_PARKED is taken for the coroutine of a view that is on a thread."""
+    with Site("thread", max_parked=1, queue_timeout=0.2, **SETTINGS) as site:
+
+        async def main(site: Site) -> int:
+            first = Cancellable(site.app, "/waits/")
+            async with asyncio.timeout(10):
+                while not urls_rest.events:
+                    await asyncio.sleep(0.001)
+                code = (await site.ask("/both/")).code
+                first.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await first.task
+            return code
+
+        urls_rest.events.clear()
+        assert site.run(main) == 503
+
+
+# Old decorators and class-based views.
+
+
+def test_old_decorators_over_sync_view(rest: Site) -> None:
+    from django.core.cache import cache
+
+    cache.clear()
+    assert rest.get("/atomic/").text == "loop"
+    assert [rest.get("/cached/").text for _ in range(2)] == ["cached", "cached"]
+    assert urls_rest.events == ["cached"]
+
+
+def test_sync_view_wants_a_coroutine_function() -> None:
+    with pytest.raises(TypeError, match="is for coroutine functions"):
+        sync_view(lambda request: None)  # type: ignore[arg-type]
+
+
+def test_login_required_mixin_over_a_coroutine(rest: Site) -> None:
+    rest.use(
+        "django.contrib.sessions.middleware.SessionMiddleware",
+        "django.contrib.auth.middleware.AuthenticationMiddleware",
+    )
+    answer = rest.get("/members/")
+    assert (answer.code, answer.header("Location")) == (302, "/in/?next=/members/")
+
+
+def test_login_required_mixin_on_the_loop(placement: str) -> None:
+    class Stranger:
+        is_authenticated = False
+
+    class Known:
+        is_authenticated = True
+
+    def enters(user: Any) -> Any:
+        def middleware(get_response: Any) -> Any:
+            def inner(request: Any) -> Any:
+                request.user = user
+                return get_response(request)
+
+            return inner
+
+        return middleware
+
+    from project import middleware
+
+    for user, code in ((Stranger(), 302), (Known(), 200)):
+        middleware.enters = enters(user)  # type: ignore[attr-defined]
+        try:
+            with Site(placement, middleware=("project.middleware.enters",), **SETTINGS) as site:
+                site._override.options["GREENROOM"]["LOOP_SAFE"].append("*enters*")
+                assert site.get("/members/").code == code
+        finally:
+            del middleware.enters
