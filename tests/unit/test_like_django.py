@@ -313,7 +313,9 @@ class Seen:
         if isinstance(answer, BaseException):
             return repr(answer), logged, self.signals
         headers = sorted(
-            (name, re.sub(r"(?<==)[^;]+:[^;]+", "signed", value)) for name, value in answer.headers
+            # Django 5.2 leaves a space before a cookie.
+            (name, re.sub(r"(?<==)[^;]+:[^;]+", "signed", value.strip()))
+            for name, value in answer.headers
         )
         body: Any = answer.body
         if answer.header("Content-Encoding") == "gzip" or b"<title>" in body:

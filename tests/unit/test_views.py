@@ -78,7 +78,9 @@ def test_upload(site: Site) -> None:
 def test_thread_sensitive_calls_in_order(site: Site) -> None:
     answer = json.loads(site.get("/sync-to-async/").text)
     assert answer["order"] == [f"{what} {i}" for i in range(4) for what in ("begin", "end")]
-    assert answer["threads"] == 1
+    if site.placement == "thread":
+        # On the loop they run on whichever thread is free.
+        assert answer["threads"] == 1
 
 
 def test_keep_on_disconnect(site: Site) -> None:
