@@ -614,9 +614,13 @@ class Call(Waiter):
     def deliver(self, message: Any) -> None:
         """The request's task is busy: it awaits this call, or its sibling.
 
-        asgiref cancels what is in the list that it keeps for the call.
+        asgiref cancels what is in the list that it keeps for the call. When it was
+        cancelled before there was anything in it, it has given the call up: what
+        the thread then waits for is cancelled here, or the request would go on.
         """
         self.spawn(message)
+        if self.future.cancelled() and message.task is not None:
+            message.task.cancel()
 
     def refuse(self, error: BaseException) -> None:
         """End the call, which was not begun."""

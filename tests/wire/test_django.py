@@ -192,6 +192,6 @@ def test_django_s_own_application_runs_as_under_gthread() -> None:
 
 def test_the_start_says_where_views_run() -> None:
     with site() as server:
-        server.wait_for(r"\d+ coroutine views on the loop; at most \d+ connections per database")
+        server.wait_for(r"coroutine views: \d+ on the loop; at most \d+ connections per database")
     with site(env=greenroom(PLACEMENT="thread")) as server:
         server.wait_for(r"on threads.*GREENROOM\[\"PLACEMENT\"\]")
