@@ -286,6 +286,20 @@ class Denies(Open):
         return Response("passed")
 
 
+class Forgets(Open):
+    """A coroutine that takes another for the answer."""
+
+    permission_classes = (No,)
+
+    async def check_permissions(self, request):
+        for each in self.get_permissions():
+            if not each.has_permission(request, self):
+                self.permission_denied(request)
+
+    async def get(self, request):
+        return Response("passed")
+
+
 class Versioning(versioning.QueryParameterVersioning):
     async def determine_version(self, request, *args, **kwargs):
         return "1"
@@ -404,7 +418,7 @@ class Items(viewsets.GenericViewSet):
         events.append(f"destroyed {instance['id']}")
 
 
-class MixedItems(mixins.CreateModelMixin, mixins.UpdateModelMixin, mixins.DestroyModelMixin, Items):
+class MixedItems(Items, mixins.CreateModelMixin, mixins.UpdateModelMixin, mixins.DestroyModelMixin):
     async def list(self, request):
         items = await self.get_queryset()
         page = self.paginate_queryset(self.filter_queryset(items))
@@ -500,6 +514,7 @@ urlpatterns = [
     path("checks-all/", ChecksAll.as_view()),
     path("any-of/", AnyOf.as_view()),
     path("denies/", Denies.as_view()),
+    path("forgets/", Forgets.as_view()),
     path("versioned/", Versioned.as_view()),
     path("generic/", Generic.as_view()),
     path("browsable/", Browsable.as_view()),

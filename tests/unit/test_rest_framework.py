@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +15,7 @@ from rest_framework.test import APIClient, APIRequestFactory
 
 from driver import Cancellable, Site
 from greenroom import sync_view
-from greenroom.errors import BridgeError
+from greenroom.errors import BridgeError, Overloaded
 from project import urls_rest
 
 SETTINGS: dict[str, Any] = {"ROOT_URLCONF": "project.urls_rest"}
@@ -139,8 +141,14 @@ def test_head_is_answered_by_get(rest: Site) -> None:
     assert answer.code == 200
 
 
-def test_the_browsable_api_of_a_coroutine(rest: Site) -> None:
-    answer = rest.get("/browsable/", HTTP_ACCEPT="text/html")
+def test_the_browsable_api_of_a_coroutine(placement: str) -> None:
+    templates = {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {"context_processors": ["django.template.context_processors.request"]},
+    }
+    with Site(placement, TEMPLATES=[templates], STATIC_URL="static/", **SETTINGS) as site:
+        answer = site.get("/browsable/", HTTP_ACCEPT="text/html")
     assert answer.code == 200
     assert "by a template" in answer.text
     # The form was offered after the permission was awaited, on a thread.
@@ -242,6 +250,13 @@ def test_what_is_not_awaited_is_refused() -> None:
         Client().get("/versioned/")
 
 
+def test_a_coroutine_that_forgets_to_await_is_refused(rest: Site) -> None:
+    answer = rest.get("/forgets/")
+    assert answer.code == 500
+    with override_settings(**SETTINGS), pytest.raises(TypeError, match=r"await .*No\.has_perm"):
+        Client().get("/forgets/")
+
+
 @pytest.mark.parametrize("name", ["Both", "No", "NoThrottle", "Header"])
 def test_on_a_loop_outside_of_a_bridge_nothing_is_granted(name: str) -> None:
     given = {
@@ -339,7 +354,7 @@ def test_the_chain_is_where_it_was_placed(rest: Site) -> None:
 
 def test_policies_of_coroutines_and_of_drf_are_safe() -> None:
     assert place("/both/", "GET", **UNKNOWN).on_loop
-    for name in ("yes", "and", "header", "throttled"):
+    for name in ("yes", "not-no", "header", "throttled"):
         assert place(f"/{name}/", "GET", **UNKNOWN).on_loop, name
     for name in ("hands-on", "or"):
         reason = place(f"/{name}/", "GET", **UNKNOWN).reason
@@ -381,19 +396,19 @@ def test_parked_threads_are_counted() -> None:
     """A place among MAX_PARKED is taken for the coroutine of a view that is on a thread."""
     with Site("thread", max_parked=1, queue_timeout=0.2, **SETTINGS) as site:
 
-        async def main(site: Site) -> int:
+        async def main(site: Site) -> None:
             first = Cancellable(site.app, "/waits/")
             async with asyncio.timeout(10):
                 while not urls_rest.events:
                     await asyncio.sleep(0.001)
-                code = (await site.ask("/both/")).code
+                with pytest.raises(Overloaded):
+                    await site.ask("/both/")
                 first.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await first.task
-            return code
 
         urls_rest.events.clear()
-        assert site.run(main) == 503
+        site.run(main)
 
 
 # Old decorators and class-based views.
@@ -449,3 +464,88 @@ def test_login_required_mixin_on_the_loop(placement: str) -> None:
                 assert site.get("/members/").code == code
         finally:
             del middleware.enters
+
+
+# The integration itself.
+
+IMPORTS = """
+import sys
+import django
+from django.conf import settings
+
+settings.configure(
+    INSTALLED_APPS=["greenroom", "django.contrib.auth", "django.contrib.contenttypes"]
+)
+django.setup()
+assert not [name for name in sys.modules if name.startswith("rest_framework")]
+from rest_framework import generics, request, serializers, urlpatterns, views
+
+assert views.APIView.view_is_async is False
+for code in (
+    views.APIView.dispatch,
+    generics.GenericAPIView.filter_queryset,
+    request.Request._authenticate,
+    serializers.Field.run_validators,
+    urlpatterns._get_format_path_converter,
+):
+    assert hasattr(code, "__wrapped__"), code
+assert not [each for each in sys.meta_path if type(each).__module__.startswith("greenroom")]
+"""
+
+
+def test_drf_is_not_imported_for_nothing_and_never_missed() -> None:
+    """Whether or not it is in INSTALLED_APPS."""
+    subprocess.run([sys.executable, "-W", "error", "-c", IMPORTS], check=True, timeout=60)
+
+
+def test_the_schema_is_that_of_plain_handlers() -> None:
+    spectacular = pytest.importorskip("drf_spectacular.generators")
+    from django.urls import path
+    from drf_spectacular.openapi import AutoSchema
+    from rest_framework import serializers, viewsets
+    from rest_framework.response import Response
+    from rest_framework.routers import SimpleRouter
+    from rest_framework.views import APIView
+
+    class ItemSerializer(serializers.Serializer):  # type: ignore[type-arg]
+        title = serializers.CharField()
+
+    def schema(kind: str) -> Any:
+        source = f"""
+class Items(viewsets.GenericViewSet):
+    schema = AutoSchema()
+    serializer_class = ItemSerializer
+    {kind} get_queryset(self):
+        return []
+    {kind} list(self, request):
+        "All of them."
+        return Response([])
+    {kind} create(self, request):
+        return Response({{}})
+
+class Single(APIView):
+    schema = AutoSchema()
+    {kind} get_serializer(self):
+        return ItemSerializer()
+    {kind} get(self, request):
+        "One."
+        return Response({{}})
+"""
+        names: dict[str, Any] = {
+            "__name__": "project",
+            "viewsets": viewsets,
+            "APIView": APIView,
+            "AutoSchema": AutoSchema,
+            "ItemSerializer": ItemSerializer,
+            "Response": Response,
+        }
+        exec(compile(source, kind, "exec"), names)
+        router = SimpleRouter()
+        router.register("items", names["Items"], basename="items")
+        patterns = [*router.urls, path("one/", names["Single"].as_view())]
+        return spectacular.SchemaGenerator(patterns=patterns).get_schema(None, public=False)
+
+    with override_settings(ROOT_URLCONF="project.urls_rest"):
+        plain, coroutines = schema("def"), schema("async def")
+    assert len(plain["paths"]) == 2
+    assert coroutines == plain

@@ -22,7 +22,7 @@ found on the class, by `super()` or in a unit test, are as they were written.
 Rule 5: **never granted unawaited.** A coroutine is true. A permission or throttle
 that can't be awaited raises an error: `BridgeError` from `await_` on an event
 loop outside of a bridge; `TypeError` where a plain method calls `super()`'s
-coroutine and would take it for the answer.
+coroutine, or a coroutine tests another without awaiting it.
 
 Every name of DRF that is replaced, when its module is imported (3.18 was read):
 
@@ -77,6 +77,7 @@ from . import View, register, when_imported
 PERMISSION = ("has_permission", "has_object_permission")
 THROTTLE = ("allow_request", "wait")
 AUTHENTICATION = ("authenticate", "authenticate_header")
+ANSWERS = (*PERMISSION, "allow_request")
 
 # What a view makes, and the methods of it that DRF calls.
 POLICIES = {
@@ -235,6 +236,8 @@ class _Method:
         if not inspect.isawaitable(result):
             return self.finish(result)
         if sys._getframe(1).f_code.co_flags & inspect.CO_COROUTINE:
+            if self.name in ANSWERS:
+                return _Unanswered(self.owner, self.name, result)
             return self._later(result)
         return self.finish(await_(result))
 
@@ -255,6 +258,25 @@ class _Method:
 
     async def _later(self, result: Awaitable[Any]) -> Any:
         return self.finish(await result)
+
+
+class _Unanswered:
+    """What a coroutine gets that asks a permission: to be awaited, and no truth."""
+
+    __slots__ = ("name", "owner", "result")
+
+    def __init__(self, owner: Any, name: str, result: Awaitable[Any]) -> None:
+        self.owner = owner
+        self.name = name
+        self.result = result
+
+    def __await__(self) -> Any:
+        return self.result.__await__()
+
+    def __bool__(self) -> bool:
+        if inspect.iscoroutine(self.result):
+            self.result.close()
+        raise TypeError(f"await {type(self.owner).__qualname__}.{self.name}(): it is a coroutine.")
 
 
 class _Policies(_Method):
@@ -479,10 +501,10 @@ def _refuse_coroutines(view: Any) -> None:
 
 def methods(view: Any) -> tuple[str, ...] | None:
     """The methods of HTTP that a DRF view answers; None for another view."""
-    kind: Any = getattr(view, "cls", None)
     views = sys.modules.get("rest_framework.views")
-    if views is None or not isinstance(kind, type) or not issubclass(kind, views.APIView):
+    if views is None or not _is_subclass(getattr(view, "cls", None), views.APIView):
         return None
+    kind = view.cls
     actions = getattr(view, "actions", None)
     names = actions if actions is not None else kind.http_method_names
     return tuple(
@@ -502,7 +524,7 @@ def describe(view: Any, method: str) -> View:
 
     handler = _handler(view, method)
     classes: list[tuple[str, Any]] = [
-        (name.removesuffix("_classes") if name.endswith("es") else name, each)
+        (name.removesuffix("_classes"), each)
         for name in (
             "authentication_classes",
             "permission_classes",
@@ -528,9 +550,13 @@ def describe(view: Any, method: str) -> View:
         reasons.append("the view is marked @on_thread")
     return View(
         coroutine=True,
-        code=tuple((what.replace("_", " "), each) for what, each in (*classes, *_overrides(kind))),
+        code=(*classes, *_overrides(kind)),
         reasons=tuple(reasons),
     )
+
+
+def _is_subclass(kind: Any, base: type) -> bool:
+    return isinstance(kind, type) and issubclass(kind, base)
 
 
 def _handler(view: Any, method: str) -> Any:
