@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -549,3 +551,20 @@ class Single(APIView):
         plain, coroutines = schema("def"), schema("async def")
     assert len(plain["paths"]) == 2
     assert coroutines == plain
+
+
+def test_the_documentation() -> None:
+    source = (Path(__file__).resolve().parents[2] / "docs" / "rest-framework.md").read_text()
+    views, report = re.findall(r"```python\n(.*?)```", source, flags=re.DOTALL)
+    names: dict[str, Any] = {"__name__": "project.documentation"}
+    exec(compile(views, "documentation", "exec"), names)
+    exec(compile(report, "documentation", "exec"), names)
+    orders, factory = names["Orders"], APIRequestFactory()
+    everything = orders.as_view({"get": "list", "post": "create"})
+    assert everything(factory.get("/")).status_code == 403
+    assert everything(factory.get("/", HTTP_X_SUBSCRIBER="1")).data == [{"title": "one"}]
+    made = everything(factory.post("/", {"title": " new "}, HTTP_X_SUBSCRIBER="1"))
+    assert (made.status_code, made.data) == (201, {"title": "new"})
+    paid = orders.as_view({"post": "pay"})(factory.post("/", HTTP_X_SUBSCRIBER="1"), pk=3)
+    assert paid.data == {"paid": 3}
+    assert names["report"](factory.get("/report/")).content == b"report"
