@@ -121,6 +121,8 @@ class Worker(base.Worker):  # type: ignore[misc]
 
     def init_process(self) -> None:
         """Make the loop, then let gunicorn set up signals, load the application and run."""
+        # At once: up to here the handlers are the master's, which only take notes.
+        self.init_signals()
         try:
             self.check_config(self.cfg, self.log)
         except SettingError as exc:
@@ -134,16 +136,26 @@ class Worker(base.Worker):  # type: ignore[misc]
         super().init_process()
 
     def init_signals(self) -> None:
-        """Through the loop: it owns the wake-up descriptor, which gunicorn's would take."""
+        """While the worker boots: what comes is kept, and obeyed when the loop runs."""
         for each in self.SIGNALS:
             signal.signal(each, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, self.handle_exit)
+        signal.signal(signal.SIGQUIT, self.handle_quit)
+        signal.signal(signal.SIGINT, self.handle_quit)
+        signal.signal(signal.SIGUSR1, self.handle_usr1)
+        signal.signal(signal.SIGWINCH, self.handle_winch)
+        signal.signal(signal.SIGABRT, self.handle_abort)
+        for each in (signal.SIGTERM, signal.SIGUSR1):
+            signal.siginterrupt(each, False)
+
+    def _signals_to_loop(self) -> None:
+        """On the running loop: uvloop loses a signal that came before it ran."""
         add = self.loop.add_signal_handler
         add(signal.SIGTERM, self._stop)
         add(signal.SIGQUIT, self._quit)
         add(signal.SIGINT, self._quit)
         add(signal.SIGUSR1, self.log.reopen_files)
         add(signal.SIGWINCH, self.log.debug, "worker: SIGWINCH ignored.")
-        signal.signal(signal.SIGABRT, self.handle_abort)
         for each in (signal.SIGTERM, signal.SIGUSR1):
             signal.siginterrupt(each, False)
 
@@ -179,6 +191,7 @@ class Worker(base.Worker):  # type: ignore[misc]
 
     async def _main(self) -> int | None:
         cfg = self.cfg
+        self._signals_to_loop()
         self.loop.add_reader(self.PIPE[0], self._on_pipe)
         heartbeat = self.loop.create_task(self._beat())
         ends: float | None = None
@@ -242,6 +255,8 @@ class Worker(base.Worker):  # type: ignore[misc]
         self.home = Home(self.loop, threads)
         self.home.register()
         context = _ssl_context(cfg)
+        if not self.alive:
+            raise asyncio.CancelledError
         startup = getattr(app, "coroutine_wsgi_startup", None)
         if startup is not None:
             started = await startup()

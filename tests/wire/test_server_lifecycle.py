@@ -380,3 +380,19 @@ def test_gevent_is_refused(tmp_path: Path) -> None:
         assert server.wait() != 0
         assert "gevent has monkey-patched 'socket'" in server.log()
         assert "monkey.patch_all()" in server.log()
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGQUIT])
+def test_a_signal_while_the_worker_boots_is_obeyed(tmp_path: Path, sig: int) -> None:
+    """As after a deploy that is taken back at once: it isn't lost until the master kills."""
+    (tmp_path / "slow_app.py").write_text(
+        "import time\n"
+        "print('importing', flush=True)\n"
+        "time.sleep(0.5)\n"
+        "async def application(environ, start_response):\n"
+        "    start_response('200 OK', [])\n"
+        "    return [b'']\n"
+    )
+    with serve("slow_app:application", cwd=tmp_path, ready=False) as server:
+        server.wait_for("importing")
+        assert server.stop(sig, timeout=15) == 0
