@@ -26,35 +26,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import logging
 from asyncio import CancelledError
 from collections.abc import (
     AsyncIterator,
-    Awaitable,
     Callable,
     Coroutine,
-    Iterable,
-    Iterator,
     Mapping,
 )
-from contextvars import copy_context
-from queue import SimpleQueue
 from typing import Any
 
 import django
-from asgiref.sync import _restore_context, markcoroutinefunction, sync_to_async
+from asgiref.sync import markcoroutinefunction, sync_to_async
 from django.apps import apps
 from django.core import signals
 from django.core.exceptions import ImproperlyConfigured
 from django.core.handlers.wsgi import WSGIRequest, get_path_info, get_script_name
 from django.db import close_old_connections, connections
-from django.http import FileResponse, HttpResponseBadRequest
-from django.http.response import HttpResponseBase, StreamingHttpResponse
+from django.http import HttpResponseBadRequest
+from django.http.response import HttpResponseBase
 from django.urls import Resolver404, ResolverMatch, set_script_prefix
 from django.utils.module_loading import import_string
 
 from . import bridge, conf, handler, logs, loops, patches, warm
+from .bodies import Parts, Pulled, Stream, nothing, parts_of, stream
 from .bridge import await_, run
 from .crossing import Held, Hold, Then, new_lane
 from .errors import Overloaded
@@ -181,7 +176,7 @@ class AsyncDjangoApplication:
             file.close = response.close
             return environ["wsgi.file_wrapper"](file, response.block_size)  # type: ignore[attr-defined]
         if getattr(response, "is_async", False):
-            return _Pulled(home, _stream(response, exchange.source, _nothing), response.close)
+            return Pulled(home, stream(response, exchange.source, nothing), response.close)
         return response
 
     # The lifespan.
@@ -231,9 +226,6 @@ class AsyncDjangoApplication:
 
 
 _UNSET = object()
-
-# Whose iteration is that of their `_iterator`; a subclass may have its own.
-_KNOWN_STREAMS = frozenset({StreamingHttpResponse, FileResponse})
 
 
 class _Exchange:
@@ -356,12 +348,12 @@ class _Exchange:
 
     def body_on_loop(self, threads: Threads, response: Any) -> Any:
         if not response.streaming:
-            return _Parts(response, self.aclose)
+            return Parts(response, self.aclose)
         file = self.file_of(response)
         if file is not None:
             return self._wrapped(response, file)
         if getattr(response, "is_async", False):
-            return _stream(response, self.source, self.aclose)
+            return stream(response, self.source, self.aclose)
         return self._stream_on_a_thread(threads)
 
     def _stream_on_a_thread(self, threads: Threads) -> Any:
@@ -374,13 +366,13 @@ class _Exchange:
         async def parts() -> AsyncIterator[bytes]:
             nonlocal held
             held = await threads.run(self._hold)
-            async for part in _parts_of(held):
+            async for part in parts_of(held):
                 yield part
 
         async def close() -> None:
             await (self.aclose() if held is None else held.release())
 
-        return _Stream(parts(), None, close)
+        return Stream(parts(), None, close)
 
     def _hold(self) -> Hold:
         response: Any = self.response
@@ -394,7 +386,7 @@ class _Exchange:
         try:
             response: Any = self.respond()
             if not response.streaming:
-                parts = _Parts(response)
+                parts = Parts(response)
                 self.claim()
                 return Then(parts, self._end_on_thread)
             if getattr(response, "is_async", False) or self.file_of(response) is not None:
@@ -408,14 +400,14 @@ class _Exchange:
             raise
 
     def body_from_thread(self, made: Any) -> Any:
-        if isinstance(made, _Parts):
+        if isinstance(made, Parts):
             return made
         if isinstance(made, Held):
-            return _Stream(_parts_of(made), None, made.release)
+            return Stream(parts_of(made), None, made.release)
         file = self.file_of(made)
         if file is not None:
             return self._wrapped(made, file)
-        return _stream(made, self.source, self.aclose)
+        return stream(made, self.source, self.aclose)
 
     def _wrapped(self, response: Any, file: Any) -> Any:
         wrapper = self.environ["wsgi.file_wrapper"](file, response.block_size)
@@ -446,136 +438,6 @@ def _tidy_connections() -> None:
             )
         else:
             connection.close_if_unusable_or_obsolete()
-
-
-class _Parts(list[bytes]):
-    """A complete body, and how its response is closed once it is written."""
-
-    __slots__ = ("aclose",)
-
-    def __init__(
-        self, parts: Iterable[bytes], close: Callable[[], Awaitable[Any]] | None = None
-    ) -> None:
-        super().__init__(parts)
-        if close is not None:
-            self.aclose = close
-
-
-class _Stream:
-    """An async iterator over a body, closed exactly once by the server."""
-
-    __slots__ = ("_close", "_iterator", "_source")
-
-    def __init__(
-        self, iterator: AsyncIterator[bytes], source: Any, close: Callable[[], Awaitable[Any]]
-    ) -> None:
-        self._iterator = iterator
-        self._source = source
-        self._close = close
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._iterator
-
-    async def aclose(self) -> None:
-        # Closed here, from the outside in, not whenever they are collected: their
-        # finally runs now and in this task. Each is, whatever the others raise.
-        async with contextlib.AsyncExitStack() as stack:
-            stack.push_async_callback(self._close)
-            for each in (*(self._source or ()), self._iterator):
-                if inspect.isasyncgen(each) and not each.ag_running:
-                    stack.push_async_callback(each.aclose)
-
-
-def _stream(response: Any, source: Any, close: Callable[[], Awaitable[Any]]) -> Any:
-    """A coroutine view's stream: its generator's steps run in the request's task."""
-    outer = response._iterator if type(response) in _KNOWN_STREAMS else response
-
-    async def parts() -> AsyncIterator[bytes]:
-        async for part in outer:
-            yield response.make_bytes(part)
-
-    return _Stream(parts(), (source, getattr(response, "_iterator", None)), close)
-
-
-async def _parts_of(held: Held) -> AsyncIterator[bytes]:
-    """A synchronous stream, item by item on its thread."""
-    while (part := await held.call(next, held.value, None)) is not None:
-        yield part
-
-
-class _Pulled:
-    """A coroutine stream as a plain iterator, for a server that knows no others.
-
-    One task on the loop pulls it, item by item as they are asked for: cancel
-    scopes inside of a generator insist on one task.
-    """
-
-    def __init__(self, home: loops.Home, stream: _Stream, close: Callable[[], object]) -> None:
-        self._home = home
-        self._stream = stream
-        self._close = close
-        # With what is local to this thread: language, time zone, URLconf.
-        self._context = copy_context()
-        self._items: SimpleQueue[Any] = SimpleQueue()
-        self._wanted = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-        self._ended = False
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        if self._ended:
-            raise StopIteration
-        self._home.loop.call_soon_threadsafe(self._want)
-        item = self._items.get()
-        if isinstance(item, bytes):
-            return item
-        self._ended = True
-        if item is None:
-            raise StopIteration
-        raise item
-
-    def close(self) -> None:
-        if not self._ended:
-            self._ended = True
-            self._home.loop.call_soon_threadsafe(self._cancel)
-            while isinstance(self._items.get(), bytes):
-                pass
-        self._close()
-
-    def _want(self) -> None:
-        self._wanted.set()
-        if self._task is None:
-            self._task = self._home.loop.create_task(self._pull(), context=self._context)
-
-    def _cancel(self) -> None:
-        if self._task is None:
-            self._items.put(None)
-        else:
-            self._task.cancel()
-
-    async def _pull(self) -> None:
-        _restore_context(self._context)
-        end: BaseException | None = None
-        try:
-            parts = aiter(self._stream)
-            while True:
-                await self._wanted.wait()
-                self._wanted.clear()
-                self._items.put(await anext(parts))
-        except StopAsyncIteration:
-            end = None
-        except BaseException as exc:
-            end = exc
-        try:
-            await self._stream.aclose()
-        finally:
-            self._items.put(end)
-
-
-async def _nothing() -> None:
-    """The response of a pulled stream is closed on the thread that pulls."""
 
 
 async def shielded(coroutine: Coroutine[Any, Any, Any]) -> None:

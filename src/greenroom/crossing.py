@@ -19,6 +19,9 @@ task's context, so nothing stays behind on a thread for the next request.
 Cancelling `run` never abandons a thread. It can't be interrupted: the
 cancellation is delivered where it next waits for a coroutine, and `run` raises it
 when the thread is done.
+
+The module is long because its parts are the two halves of one handshake: what a
+thread does and what the loop does meanwhile are to be read side by side.
 """
 
 from __future__ import annotations

@@ -105,6 +105,20 @@ def test_a_client_that_leaves_a_stream(served: Server) -> None:
     assert seen.count("response closed") == seen.count("stream closed")
 
 
+def test_a_stream_beneath_a_plain_wrapper_parks_its_thread() -> None:
+    """One place for running threads: a stream that goes on takes none of it."""
+    with site("wrapped", threads=1) as server:
+        with (
+            httpx.stream("GET", f"{server.url}/stream/") as one,
+            httpx.stream("GET", f"{server.url}/stream/") as other,
+        ):
+            lines = one.iter_lines(), other.iter_lines()
+            assert [next(each) for each in lines] == ["tick"] * 2
+            assert httpx.get(f"{server.url}/plain/").text == "plain"
+            assert [next(each) for each in lines] == ["tick"] * 2
+        until(lambda: events(server)["seen"].count("response closed") == 2)
+
+
 def test_a_client_that_leaves_a_view() -> None:
     for placement in ("auto", "thread"):
         with site(env=greenroom(PLACEMENT=placement)) as server:

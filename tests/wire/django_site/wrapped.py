@@ -5,4 +5,9 @@ from .wsgi import application as inner
 
 def application(environ, start_response):
     environ["site.wrapped"] = True
-    yield from inner(environ, start_response)
+    iterable = inner(environ, start_response)
+    try:
+        yield from iterable
+    finally:
+        if hasattr(iterable, "close"):
+            iterable.close()

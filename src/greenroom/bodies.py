@@ -1,0 +1,170 @@
+"""The bodies of answers: complete, streamed, or pulled by a server that knows no streams.
+
+Each is closed exactly once, by who sends it: `aclose()` for a server of coroutine
+WSGI, `close()` for any other. Streams go item by item, and are never consumed
+whole first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextvars import copy_context
+from queue import SimpleQueue
+from typing import Any
+
+from asgiref.sync import _restore_context
+from django.http import FileResponse
+from django.http.response import StreamingHttpResponse
+
+from . import bridge, loops
+from .crossing import Held
+
+# Whose iteration is that of their `_iterator`; a subclass may have its own.
+_KNOWN_STREAMS = frozenset({StreamingHttpResponse, FileResponse})
+
+
+class Parts(list[bytes]):
+    """A complete body, and how its response is closed once it is written."""
+
+    __slots__ = ("aclose",)
+
+    def __init__(
+        self, parts: Iterable[bytes], close: Callable[[], Awaitable[Any]] | None = None
+    ) -> None:
+        super().__init__(parts)
+        if close is not None:
+            self.aclose = close
+
+
+class Stream:
+    """An async iterator over a body, closed exactly once by the server."""
+
+    __slots__ = ("_close", "_iterator", "_source")
+
+    def __init__(
+        self, iterator: AsyncIterator[bytes], source: Any, close: Callable[[], Awaitable[Any]]
+    ) -> None:
+        self._iterator = iterator
+        self._source = source
+        self._close = close
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._iterator
+
+    async def aclose(self) -> None:
+        # Closed here, from the outside in, not whenever they are collected: their
+        # finally runs now and in this task. Each is, whatever the others raise.
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(self._close)
+            for each in (*(self._source or ()), self._iterator):
+                if inspect.isasyncgen(each) and not each.ag_running:
+                    stack.push_async_callback(each.aclose)
+
+
+def stream(response: Any, source: Any, close: Callable[[], Awaitable[Any]]) -> Any:
+    """A coroutine view's stream: its generator's steps run in the request's task."""
+    outer = response._iterator if type(response) in _KNOWN_STREAMS else response
+
+    async def parts() -> AsyncIterator[bytes]:
+        async for part in outer:
+            yield response.make_bytes(part)
+
+    return Stream(parts(), (source, getattr(response, "_iterator", None)), close)
+
+
+async def parts_of(held: Held) -> AsyncIterator[bytes]:
+    """A synchronous stream, item by item on its thread."""
+    while (part := await held.call(next, held.value, None)) is not None:
+        yield part
+
+
+class Pulled:
+    """A coroutine stream as a plain iterator, for a server that knows no others.
+
+    One task on the loop pulls it, item by item as they are asked for: cancel
+    scopes inside of a generator insist on one task.
+    """
+
+    def __init__(self, home: loops.Home, stream: Stream, close: Callable[[], object]) -> None:
+        self._home = home
+        self._stream = stream
+        self._close = close
+        # With what is local to this thread: language, time zone, URLconf.
+        self._context = copy_context()
+        self._items: SimpleQueue[Any] = SimpleQueue()
+        self._wanted = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._ended = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        if self._ended:
+            raise StopIteration
+        if bridge.thread_wait() is not None:
+            # On a thread of the worker, beneath a plain wrapper: it is parked, and
+            # the request's own task pulls.
+            item = bridge.await_(self._next())
+        else:
+            self._home.loop.call_soon_threadsafe(self._want)
+            item = self._items.get()
+        if isinstance(item, bytes):
+            return item
+        self._ended = True
+        if item is None:
+            raise StopIteration
+        raise item
+
+    def close(self) -> None:
+        try:
+            if bridge.thread_wait() is not None:
+                bridge.await_(self._stream.aclose())
+            elif not self._ended:
+                self._home.loop.call_soon_threadsafe(self._cancel)
+                while isinstance(self._items.get(), bytes):
+                    pass
+        finally:
+            self._ended = True
+            self._close()
+
+    async def _next(self) -> bytes | None:
+        async for part in self._stream:
+            return part
+        return None
+
+    def _want(self) -> None:
+        self._wanted.set()
+        if self._task is None:
+            self._task = self._home.loop.create_task(self._pull(), context=self._context)
+
+    def _cancel(self) -> None:
+        if self._task is None:
+            self._items.put(None)
+        else:
+            self._task.cancel()
+
+    async def _pull(self) -> None:
+        _restore_context(self._context)
+        end: BaseException | None = None
+        try:
+            parts = aiter(self._stream)
+            while True:
+                await self._wanted.wait()
+                self._wanted.clear()
+                self._items.put(await anext(parts))
+        except StopAsyncIteration:
+            end = None
+        except BaseException as exc:
+            end = exc
+        try:
+            await self._stream.aclose()
+        finally:
+            self._items.put(end)
+
+
+async def nothing() -> None:
+    """The response of a pulled stream is closed on the thread that pulls."""
