@@ -18,7 +18,6 @@ ROOT = Path(__file__).resolve().parent.parent
 # Python, Django, whether all dependencies are at their floors; the oldest first.
 PAIRS = [
     ("3.11", "5.2", True),
-    ("3.11", "5.2", False),
     ("3.12", "6.0", False),
     ("3.13", "6.1", False),
     ("3.14", "6.1", False),
