@@ -4,6 +4,8 @@ All around a coroutine stays DRF's own, synchronous code: it runs on a thread or
 on the loop, in a bridge, and where it calls something that is a coroutine, the
 result is awaited before DRF sees it.
 
+This module is long because it is one table of hooks into one package.
+
 Rule 1: **results are tested, not functions**, for handlers, permissions,
 throttles and authenticators: `@api_view`'s handler is a plain function that
 returns a coroutine. A handler is awaited within dispatch's own ``try``, so what
