@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -209,3 +211,33 @@ def test_the_start_says_where_views_run() -> None:
         server.wait_for(r"coroutine views: \d+ on the loop; at most \d+ connections per database")
     with site(env=greenroom(PLACEMENT="thread")) as server:
         server.wait_for(r"on threads.*GREENROOM\[\"PLACEMENT\"\]")
+
+
+def test_reload_under_load_fails_no_request() -> None:
+    """HUP, twice: new workers, while the old ones answer what they accepted."""
+    failed: list[object] = []
+    answered: list[int] = []
+    over = threading.Event()
+
+    def client(url: str) -> None:
+        with httpx.Client(base_url=url, timeout=30) as session:
+            while not over.is_set():
+                for path in ("/hello/", "/plain/", "/sleep/0.05/"):
+                    try:
+                        answered.append(session.get(path).raise_for_status().status_code)
+                    except httpx.HTTPError as exc:
+                        failed.append(exc)
+
+    with site(workers=2) as server:
+        clients = [threading.Thread(target=client, args=(server.url,)) for _ in range(8)]
+        for each in clients:
+            each.start()
+        for turn in (2, 3):
+            server.send_signal(signal.SIGHUP)
+            server.wait_for("greenroom: threads ", count=2 * turn)
+            before = len(answered)
+            until(lambda before=before: len(answered) > before + 100)
+        over.set()
+        for each in clients:
+            each.join()
+    assert failed == []
