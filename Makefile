@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Debian keeps the server's commands off the PATH.
+POSTGRESQL := "initdb /usr/lib/postgresql/*/bin/initdb" postgresql
 
 .PHONY: demo test lint format bench coverage clean
 
@@ -16,6 +18,7 @@ demo: $(STAMP)
 # for; ALL=1: on every pair.
 test: $(STAMP)
 	@scripts/debian.sh chromium chromium "the tests in a browser are skipped" || true
+	@scripts/debian.sh $(POSTGRESQL) "the tests on PostgreSQL are skipped" || true
 	$(BIN)/python scripts/matrix.py $(if $(ALL),,--newest)
 
 lint: $(STAMP)

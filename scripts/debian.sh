@@ -1,12 +1,25 @@
 #!/bin/sh
 # debian.sh COMMAND PACKAGE CONSEQUENCE: make sure of a command, by apt-get where we may.
+# COMMAND: a name on the PATH or the pattern of a path; several are alternatives.
 set -u
-command -v "$1" >/dev/null && exit 0
+found() {
+    for each in $1; do
+        command -v "$each" >/dev/null && return 0
+    done
+    return 1
+}
+found "$1" && exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "installing Debian's $2"
+    # The package would make a cluster and start it; the tests make their own.
+    no_cluster=/etc/postgresql-common/createcluster.d/greenroom.conf
+    if [ "$2" = postgresql ]; then
+        mkdir -p "${no_cluster%/*}" && echo "create_main_cluster = off" >"$no_cluster"
+    fi
     apt-get update -qq >/dev/null 2>&1
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$2" >/dev/null 2>&1
+    rm -f "$no_cluster"
 fi
-command -v "$1" >/dev/null && exit 0
-echo "$1 is missing: $3. On Debian: apt-get install $2" >&2
+found "$1" && exit 0
+echo "$2 is missing: $3. On Debian: apt-get install $2" >&2
 exit 1

@@ -17,6 +17,7 @@ import django
 django.setup(set_prefix=False)
 
 import driver  # noqa: E402
+import postgresql  # noqa: E402
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])
@@ -38,6 +39,15 @@ def placement(request: pytest.FixtureRequest) -> str:
 def site(placement: str) -> Iterator[driver.Site]:
     with driver.Site(placement) as site:
         yield site
+
+
+@pytest.fixture(scope="session")
+def pg() -> Iterator[postgresql.PostgreSQL]:
+    """A real PostgreSQL, the same for all tests; each makes its own databases."""
+    if postgresql.find() is None:
+        (pytest.fail if postgresql.required() else pytest.skip)(postgresql.MISSING)
+    with postgresql.server() as pg:
+        yield pg
 
 
 @pytest.fixture(autouse=True)
