@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .application import AsyncDjangoApplication, get_wsgi_application
     from .bridge import await_, bridged
+    from .db.transaction import atomic
     from .decorators import sync_view
     from .placement import keep_on_disconnect, loop_safe, on_thread
     from .worker import Worker
@@ -21,6 +22,7 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "AsyncDjangoApplication",
     "Worker",
+    "atomic",
     "await_",
     "bridged",
     "get_wsgi_application",
@@ -33,6 +35,7 @@ __all__ = [
 _HOMES = {
     "AsyncDjangoApplication": "application",
     "Worker": "worker",
+    "atomic": "db.transaction",
     "await_": "bridge",
     "bridged": "bridge",
     "get_wsgi_application": "application",

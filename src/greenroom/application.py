@@ -32,6 +32,7 @@ from collections.abc import (
     AsyncIterator,
     Callable,
     Coroutine,
+    Iterator,
     Mapping,
 )
 from typing import Any
@@ -52,6 +53,7 @@ from . import bridge, conf, handler, logs, loops, patches, warm
 from .bodies import Parts, Pulled, Stream, nothing, parts_of, stream
 from .bridge import await_, run
 from .crossing import Held, Hold, Then, new_lane
+from .db import borrow, selftest
 from .errors import Overloaded
 from .placement import PLAIN, UNRESOLVED, Placement, views
 from .threads import Threads
@@ -108,6 +110,7 @@ class AsyncDjangoApplication:
         listener = logs.take_off_loop()
         if listener is not None:
             home.stack.push_async_callback(asyncio.to_thread, listener.stop)
+        await selftest.run()
         judge = self.handler.judge
         found = [judge.place(view) for *_, view in views()]
         places = [placement.on_loop for placement in found if placement.coroutine]
@@ -116,7 +119,8 @@ class AsyncDjangoApplication:
         held = "; ".join(judge.surroundings())
         return (
             f"coroutine views: {said}{f' (held there by: {held})' if held else ''}; "
-            f"at most {home.threads.most} connections per database"
+            f"at most {home.threads.most} connections per database of threads, "
+            f"and {_shared_connections()} of the loop"
         )
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Any:
@@ -149,7 +153,7 @@ class AsyncDjangoApplication:
         except GeneratorExit:
             # The task is thrown away: nothing can be awaited. A thread ends by itself.
             if placement.on_loop:
-                exchange.close()
+                exchange.throw_away()
             raise
         except BaseException:
             await shielded(getattr(answer, "aclose", exchange.aclose)())
@@ -194,6 +198,7 @@ class AsyncDjangoApplication:
 
     def _enter_lifespan(self, home: loops.Home) -> asyncio.Future[Any]:
         home.threads.after_call = _tidy_connections
+        home.stack.callback(borrow.drain)
         entered: asyncio.Future[Any] = home.loop.create_future()
         if self.settings.lifespan is None:
             home.state[self] = None
@@ -244,6 +249,8 @@ class _Exchange:
         self.headers: list[tuple[str, str]] = []
         # A coroutine view's own iterator, which a middleware may have wrapped.
         self.source: Any = None
+        # Whose database wrappers are used.
+        self.scope: borrow.Scope | None = None
         # Whether `request_started` was sent, and whether somebody sees to the end.
         self._begun = False
         self._claimed = False
@@ -270,6 +277,8 @@ class _Exchange:
         """The request cycle, in a bridge or on a thread."""
         application = self.application
         self._begun = True
+        name = f"{self.environ['REQUEST_METHOD']} {self.environ.get('PATH_INFO', '')!r}"
+        self.scope = borrow.begin(name, own=not self.on_loop)
         with contextlib.suppress(UnicodeDecodeError):  # which the request raises again
             set_script_prefix(get_script_name(self.environ))
         signals.request_started.send(sender=type(application), environ=self.environ)
@@ -317,6 +326,15 @@ class _Exchange:
         if self._begun and not self._claimed:
             self.claim()()
 
+    def throw_away(self) -> None:
+        """As `close`, where nothing can wait."""
+        self._leave()
+        self.close()
+
+    def _leave(self) -> None:
+        if self.scope is not None:
+            borrow.leave(self.scope)
+
     async def aclose(self) -> None:
         """As `close`, on the loop; on a thread if it runs code of the project's."""
         if not self._begun or self._claimed:
@@ -332,10 +350,13 @@ class _Exchange:
             await run(end)
 
     def _end(self) -> None:
-        if self.response is not None:
-            self.response.close()
-        else:
-            handler.close_unanswered(self.request, type(self.application))
+        try:
+            if self.response is not None:
+                self.response.close()
+            else:
+                handler.close_unanswered(self.request, type(self.application))
+        finally:
+            self._leave()
 
     def _end_on_thread(self) -> None:
         """On a thread of the worker, whose next user is another request."""
@@ -378,7 +399,8 @@ class _Exchange:
         response: Any = self.response
         iterator = iter(response)
         self.claim()
-        return Hold(iterator, self._end_on_thread)
+        assert self.scope is not None
+        return Hold(iterator if self.scope.own else _giving_back(iterator), self._end_on_thread)
 
     # Placement thread.
 
@@ -390,6 +412,8 @@ class _Exchange:
                 self.claim()
                 return Then(parts, self._end_on_thread)
             if getattr(response, "is_async", False) or self.file_of(response) is not None:
+                # The thread's next request has its connections.
+                self._leave()
                 return Then(response, _give_back_connections)
             return self._hold()
         except BaseException:
@@ -415,6 +439,19 @@ class _Exchange:
         return wrapper
 
 
+def _giving_back(iterator: Iterator[bytes]) -> Iterator[bytes]:
+    """The items of a stream of the loop, with no connection held between them."""
+    for item in iterator:
+        scope = borrow.current()
+        if scope is not None:
+            scope.suspend()
+        yield item
+
+
+def _shared_connections() -> int:
+    return max((borrow.limits_of(alias).limit for alias in connections), default=0)
+
+
 def _give_back_connections() -> None:
     """Before a stream: its view's connections, as at the end of a request."""
     close_old_connections()
@@ -431,9 +468,7 @@ def _tidy_connections() -> None:
             del connections[connection.alias]
             logger.error(
                 "A request left a transaction open on the database %r; it was rolled back. "
-                "Between the calls of sync_to_async a transaction lasts only where they share "
-                "a thread: make all of it one synchronous function, or mark the view "
-                "@greenroom.on_thread.",
+                "Leave it where it was begun: with `with transaction.atomic()`.",
                 connection.alias,
             )
         else:

@@ -69,10 +69,20 @@ def stream(response: Any, source: Any, close: Callable[[], Awaitable[Any]]) -> A
     outer = response._iterator if type(response) in _KNOWN_STREAMS else response
 
     async def parts() -> AsyncIterator[bytes]:
-        async for part in outer:
+        iterator = aiter(outer)
+        while True:
+            try:
+                # In a bridge: it may use the ORM as the view did.
+                part = await bridge.run(_next, iterator)
+            except StopAsyncIteration:
+                return
             yield response.make_bytes(part)
 
     return Stream(parts(), (source, getattr(response, "_iterator", None)), close)
+
+
+def _next(iterator: AsyncIterator[Any]) -> Any:
+    return bridge.await_(anext(iterator))
 
 
 async def parts_of(held: Held) -> AsyncIterator[bytes]:

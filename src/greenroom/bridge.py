@@ -35,8 +35,17 @@ CPython 3.13.0: a logged exception of a thread that had ended).
 Greenlets are pooled because a new one that runs deep Python code maps a new
 frame stack: 50-60 µs, against about 1 µs for a used one.
 
+Rule 7: **what is shielded runs to its end.** Below `shielded(fn)` a cancellation
+is kept back, and raised when `fn` is done. `Task.cancel()` cancels the future
+that the task waits for, so there the task is given futures of our own to wait
+for, and never the one that somebody else's work will be found in.
+
 Cancellation arrives as `CancelledError` raised by `await_`; `finally` and `with`
 blocks run and may `await_`. Code that swallows it is named in the log.
+
+`when_suspended(hook)` has `hook` called once, when the code in this bridge next
+suspends in `await_`, or ends: what was borrowed for a moment is given back then.
+`pause(future)` suspends without it.
 
 `await_` in a finaliser is refused: `__del__` and the cyclic garbage collector
 run at any moment inside anybody's greenlet, and what is raised there is lost.
@@ -55,7 +64,7 @@ import threading
 import types
 from asyncio import CancelledError, _get_running_loop, current_task
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
 from greenlet import GreenletExit, getcurrent, greenlet
@@ -162,9 +171,14 @@ def await_(awaitable: Awaitable[T]) -> T:
             # pooled with somebody's code in it.
             del value
             coroutine.close()
-            raise BridgeError("await_() can't wait: the task of this bridge was thrown away.")
+            raise BridgeError(_THROWN_AWAY)
+        if bridge.hook is not None:
+            bridge.suspends()
         try:
-            sent = bridge.parent.switch(value)  # type: ignore[union-attr]
+            if bridge.shields:
+                sent = _shielded_switch(bridge, value)
+            else:
+                sent = bridge.parent.switch(value)  # type: ignore[union-attr]
         except BaseException as exc:
             value = None
             try:
@@ -191,6 +205,51 @@ def bridged(fn: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]
         return await run(_call_and_await, fn, args, kwargs)
 
     return inner
+
+
+def pause(future: asyncio.Future[T]) -> T:
+    """Wait in a bridge for a future that nobody else refers to but who sets it.
+
+    What `await_` does, without a coroutine and without the hook of `when_suspended`.
+    """
+    bridge = cast("_Bridge", getcurrent())
+    if bridge.closing:
+        raise BridgeError(_THROWN_AWAY)
+    if _collecting == threading.get_ident() or _in_del():
+        raise _refuse(None, _IN_FINALISER)
+    if not future.done():
+        future._asyncio_future_blocking = True
+        if bridge.shields:
+            _shielded_switch(bridge, future)
+        else:
+            bridge.parent.switch(future)  # type: ignore[union-attr]
+    return future.result()
+
+
+def shielded(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run synchronous code to its end; a cancellation meanwhile is raised after it.
+
+    Outside of a bridge, where nothing is cancelled, it is called as it is.
+    """
+    if not in_bridge():
+        return fn(*args, **kwargs)
+    bridge = cast("_Bridge", getcurrent())
+    bridge.shields += 1
+    try:
+        return fn(*args, **kwargs)
+    finally:
+        bridge.shields -= 1
+        if not bridge.shields and bridge.withheld is not None:
+            withheld, bridge.withheld = bridge.withheld, None
+            try:
+                raise withheld
+            finally:
+                del withheld
+
+
+def when_suspended(hook: Callable[[], object]) -> None:
+    """Call `hook`, which must not wait, when the code in this bridge next suspends."""
+    cast("_Bridge", getcurrent()).hook = hook
 
 
 def in_bridge() -> bool:
@@ -220,7 +279,17 @@ def set_fallback(wait: Callable[[Awaitable[Any]], Any]) -> None:
 class _Bridge(greenlet):
     """A pooled greenlet and what it runs at the moment."""
 
-    __slots__ = ("cancelled_at", "closing", "failure", "finished", "result", "task")
+    __slots__ = (
+        "cancelled_at",
+        "closing",
+        "failure",
+        "finished",
+        "hook",
+        "result",
+        "shields",
+        "task",
+        "withheld",
+    )
 
     task: asyncio.Task[Any] | None
     result: Any
@@ -228,11 +297,28 @@ class _Bridge(greenlet):
     finished: bool
     closing: bool
     cancelled_at: str | None
+    hook: Callable[[], object] | None
+    # How many `shielded` calls are on the stack, and what they keep back.
+    shields: int
+    withheld: CancelledError | None
 
     def __init__(self) -> None:
         super().__init__(_work)
+        self.clear()
+
+    def clear(self) -> None:
         self.cancelled_at = self.failure = self.result = self.task = None
+        self.hook = self.withheld = None
+        self.shields = 0
         self.finished = self.closing = False
+
+    def suspends(self) -> None:
+        hook, self.hook = self.hook, None
+        if hook is not None:
+            try:
+                hook()
+            except Exception:
+                logger.exception("An error where a bridge suspended")
 
 
 def _work() -> None:
@@ -275,8 +361,9 @@ class _Pool:
         return bridge
 
     def give(self, bridge: _Bridge) -> None:
-        bridge.cancelled_at = bridge.failure = bridge.result = bridge.task = None
-        bridge.finished = bridge.closing = False
+        if bridge.hook is not None:
+            bridge.suspends()
+        bridge.clear()
         if bridge.dead:
             return
         bridge.gr_context = None
@@ -306,6 +393,8 @@ def _no_fallback(awaitable: Awaitable[Any]) -> Any:
 
 _fallback: Callable[[Awaitable[Any]], Any] = _no_fallback
 
+_THROWN_AWAY = "await_() can't wait: the task of this bridge was thrown away."
+
 _IN_FINALISER = (
     "await_() was called in a finaliser (__del__, or the garbage collector's), which runs at "
     "any moment inside anybody's code: close the resource in a with block or a finally instead."
@@ -317,6 +406,37 @@ _OUTSIDE = (
     "coroutine, use await; for synchronous code in a child task, start the task with "
     "greenroom.bridged()."
 )
+
+
+def _shielded_switch(bridge: _Bridge, value: Any) -> Any:
+    """Give the loop what the code waits for, and keep a cancellation back.
+
+    `value` is a future, or None of a bare ``yield``, as in ``asyncio.sleep(0)``.
+    """
+    if value is None:
+        try:
+            return bridge.parent.switch(None)  # type: ignore[union-attr]
+        except CancelledError as exc:
+            bridge.withheld = exc
+            return None
+    # Taken by us, in the place of the task.
+    value._asyncio_future_blocking = False
+    while not value.done():
+        outer = value.get_loop().create_future()
+        value.add_done_callback(partial(_release, outer))
+        outer._asyncio_future_blocking = True
+        try:
+            bridge.parent.switch(outer)  # type: ignore[union-attr]
+        except CancelledError as exc:
+            bridge.withheld = exc
+            if bridge.closing:
+                raise
+    return None
+
+
+def _release(outer: asyncio.Future[None], inner: asyncio.Future[Any]) -> None:
+    if not outer.done():
+        outer.set_result(None)
 
 
 def _await_on_thread(awaitable: Awaitable[T]) -> T:

@@ -15,7 +15,18 @@ key                         default  meaning
                                      context manager, entered once per process; what it
                                      yields is ``request.lifespan``
 ``SPOOL_QUOTA``             2**30    bytes of request bodies that one process keeps on disk
+``DB_MAX_CONNECTIONS``      20       connections that requests on the loop share, a database
+                                     and process
+``DB_TIMEOUT``              10       seconds that one waits for a connection, or for its turn
+                                     on it
+``DB_LEASE``                auto     ``"request"``: a request keeps its connection to the end
 ==========================  =======  ==================================================
+
+Those that begin with ``DB_`` may also be a dict, of the values by database alias,
+in which an alias that isn't there has the default.
+
+Django's ``OPTIONS["pool"]`` comes before the first two: `max_size`, `timeout`, and
+`min_size` connections that are kept open.
 
 An unknown key or a value of the wrong kind is an `ImproperlyConfigured`.
 """
@@ -42,6 +53,44 @@ class Settings:
     cancel_on_disconnect: bool = True
     lifespan: str | None = None
     spool_quota: int = 2**30
+    db_max_connections: Any = 20
+    db_timeout: Any = 10.0
+    db_lease: Any = "auto"
+
+    def db_max_connections_of(self, alias: str) -> int:
+        return int(_of_alias(self.db_max_connections, alias, 20))
+
+    def db_timeout_of(self, alias: str) -> float:
+        return float(_of_alias(self.db_timeout, alias, 10.0))
+
+    def db_lease_of(self, alias: str) -> str:
+        return str(_of_alias(self.db_lease, alias, "auto"))
+
+
+def _of_alias(value: Any, alias: str, default: Any) -> Any:
+    return dict(value).get(alias, default) if isinstance(value, tuple) else value
+
+
+POOL_OPTIONS = ("max_size", "min_size", "timeout")
+
+
+def pool_options(alias: str, options: Any) -> dict[str, Any]:
+    """``OPTIONS["pool"]`` of a database, checked. Raises `ImproperlyConfigured`."""
+    where = f"DATABASES[{alias!r}]['OPTIONS']['pool']"
+    if not isinstance(options, dict):
+        raise ImproperlyConfigured(f"{where} must be True or a dict, not {options!r}.")
+    for key, value in options.items():
+        if key not in POOL_OPTIONS:
+            raise ImproperlyConfigured(
+                f"{where} has the key {key!r}, which the pool of greenroom doesn't know. "
+                f"Known keys: {', '.join(POOL_OPTIONS)}."
+            )
+        least = 0 if key == "min_size" else 1e-3
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < least:
+            raise ImproperlyConfigured(f"{where}[{key!r}] must be a positive number.")
+    if options.get("max_size", math.inf) < options.get("min_size", 0):
+        raise ImproperlyConfigured(f"{where} has a max_size below its min_size.")
+    return options
 
 
 @lru_cache(maxsize=1)
@@ -62,25 +111,34 @@ def settings() -> Settings:
 
 
 def _checked(key: str, value: Any) -> Any:
+    if key.startswith("DB_") and isinstance(value, dict):
+        return tuple((alias, _checked_one(key, each, alias)) for alias, each in value.items())
+    return _checked_one(key, value)
+
+
+def _checked_one(key: str, value: Any, alias: str | None = None) -> Any:
     match key:
         case "PLACEMENT":
             good, wanted = value in ("auto", "thread"), '"auto" or "thread"'
         case "LOOP_SAFE":
             good = isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
             value, wanted = tuple(value) if good else value, "a list of dotted names"
-        case "MAX_PARKED" | "SPOOL_QUOTA":
+        case "MAX_PARKED" | "SPOOL_QUOTA" | "DB_MAX_CONNECTIONS":
             good = isinstance(value, int) and not isinstance(value, bool) and value > 0
             wanted = "a positive integer"
-        case "QUEUE_TIMEOUT":
+        case "QUEUE_TIMEOUT" | "DB_TIMEOUT":
             good = isinstance(value, int | float) and not isinstance(value, bool)
             good = good and 0 < value < math.inf
             wanted = "a positive number of seconds"
+        case "DB_LEASE":
+            good, wanted = value in ("auto", "request"), '"auto" or "request"'
         case "CANCEL_ON_DISCONNECT":
             good, wanted = isinstance(value, bool), "True or False"
         case _:
             good, wanted = value is None or isinstance(value, str), "a dotted name or None"
     if not good:
-        raise ImproperlyConfigured(f"GREENROOM[{key!r}] must be {wanted}, not {value!r}.")
+        where = f"[{key!r}]" if alias is None else f"[{key!r}][{alias!r}]"
+        raise ImproperlyConfigured(f"GREENROOM{where} must be {wanted}, not {value!r}.")
     return value
 
 

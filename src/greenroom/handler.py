@@ -6,10 +6,10 @@ coroutine (a view, a middleware, an error handler) it calls `await_`, which park
 the thread or suspends the task.
 
 What the placement foresaw is a hint. A plain view that turns up on the loop (a
-middleware changed the URLconf or the language) is run on a thread; so is what
-may query the database: deferred rendering, `ATOMIC_REQUESTS`. Error responses
-and log records are made off the loop: they render templates, read source files
-and send mail.
+middleware changed the URLconf or the language) is run on a thread; so is deferred
+rendering, since templates call code that nobody read. Error responses and log
+records are made off the loop: they render templates, read source files and send
+mail.
 
 Django's converter of exceptions catches `Exception`. A cancellation or
 `SystemExit` passes through all middlewares, and `close_unanswered` then does what
@@ -18,14 +18,10 @@ the response's `close()` would have done.
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
-import sys
-from asyncio import CancelledError
 from collections.abc import Callable
-from contextlib import suppress
-from functools import partial, update_wrapper
+from functools import update_wrapper
 from types import CoroutineType
 from typing import Any, ParamSpec, TypeVar
 
@@ -46,6 +42,7 @@ from django.utils.translation import get_language
 from . import conf
 from .bridge import await_, in_bridge, run
 from .errors import Overloaded, ViewError
+from .off_loop import off_loop
 from .placement import Judge, atomic_aliases, is_coroutine_view
 
 P = ParamSpec("P")
@@ -189,9 +186,15 @@ class Handler(BaseHandler):
     def _call_view(self, view: Any, request: HttpRequest, args: Any, kwargs: Any) -> Any:
         if not in_bridge():
             return _as_plain_view(view)(request, *args, **kwargs)
-        if self.judge.fits_loop(view, request.method):
+        if not self.judge.fits_loop(view, request.method):
+            return off_loop(self._call_view, view, request, args, kwargs)
+
+        def plain() -> Any:
             return _settle(view, view(request, *args, **kwargs))
-        return off_loop(self._call_view, view, request, args, kwargs)
+
+        for alias in atomic_aliases(view):
+            plain = transaction.atomic(using=alias)(plain)
+        return plain()
 
     def _render(self, request: HttpRequest, response: Any) -> Any:
         for hook in self._template_response_middleware:
@@ -260,57 +263,6 @@ def close_unanswered(request: HttpRequest | None, sender: type) -> None:
             request.close()
     finally:
         request_finished.send(sender=sender)
-
-
-def off_loop(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call `fn` on a thread if this is the loop's, with the context and `exc_info`.
-
-    A cancellation waits until the thread is done: it uses the request.
-    """
-    if in_bridge():
-        return await_(_to_its_end(partial(fn, *args, **kwargs)))
-    return fn(*args, **kwargs)
-
-
-async def _to_its_end(fn: Callable[[], T]) -> T:
-    loop = asyncio.get_running_loop()
-    ended: asyncio.Future[None] = loop.create_future()
-    # Taken by the thread when it begins, or by the cancellation: then it never does.
-    turn = [None]
-
-    def call() -> T:
-        try:
-            turn.pop()
-        except IndexError:
-            raise CancelledError from None
-        try:
-            return fn()
-        finally:
-            with suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(_set, ended)
-
-    handled = sys.exc_info()[1]
-    traceback = handled.__traceback__ if handled is not None else None
-    try:
-        return await sync_to_async(call)()
-    except CancelledError:
-        try:
-            turn.pop()
-        except IndexError:
-            while not ended.done():
-                with suppress(CancelledError):
-                    await asyncio.wait([ended])
-        raise
-    finally:
-        if handled is not None:
-            # asgiref raised it again on the thread, in a frame that refers to it.
-            handled.__traceback__ = traceback
-        del handled, traceback
-
-
-def _set(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 def _converted(get_response: GetResponse, name: str) -> GetResponse:

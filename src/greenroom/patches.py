@@ -17,7 +17,23 @@ replaced                               why
                                        response
 `django.core.cache.caches              it keeps clients in a context variable:
 ._connections`                         every request, having a context of its
-                                       own, would make a new client
+                                       own, would make a new client; on the loop
+                                       those that do I/O hand it to a thread
+`django.db.connections._connections`,  the wrappers of a request are found by a
+`ConnectionHandler.create_connection`  context variable, and made of our classes
+`django.utils.asyncio                  `async_unsafe` asks it, and refuses the ORM
+.get_running_loop`                     on a loop; in a bridge there is none
+`Atomic.__enter__`, `.__exit__`        blocks of tasks that share a connection, and
+                                       the shield (`greenroom.db.transaction`)
+`Signal.send`, `.send_robust`          receivers are the project's code, which may
+                                       block (`greenroom.user_code`)
+`FieldFile.save`, `.delete`, `.open`,  storages do I/O
+`.size`, `ImageFile
+._get_image_dimensions`
+`SessionStore.load`, `.save`,          of `django.contrib.sessions.backends.file`
+`.delete`, `.exists`
+`hashers.get_hashers`                  hashing a password takes a tenth of a second
+`psycopg.waiting.wait_conn`            connecting and cancelling wait in it
 =====================================  ==========================================
 
 =====================================  ==========================================
@@ -35,6 +51,18 @@ private, relied on                     for
 `StreamingHttpResponse._iterator`      to close a coroutine view's generator
 `HttpResponseBase._resource_closers`   as Django's own handlers do
 `BaseHandler._view_middleware` …       as Django's own handlers do
+`SyncToAsync.thread_handler`           how the function that asgiref submits is found
+`_ThreadCriticalLocal._storage`        the wrappers of a thread, to use them from
+                                       the loop
+`BaseDatabaseWrapper._cursor`,         what `greenroom.db` puts before a project's
+`.lease` of cursors …                  wrapper overrides them
+`DatabaseWrapper.pool`,                of Django's PostgreSQL backend: connections
+`._configure_connection`               are taken and returned as from psycopg's pool
+`Connection.wait`, `.lock`,            of psycopg: where it waits, and what it holds
+`._try_cancel`, `._exec_command`,      meanwhile
+`._pipeline`, `_isolation_level` …
+`ServerCursorMixin._described`,        whether a server-side cursor exists in the
+`._withhold`, `._name`                 server
 =====================================  ==========================================
 
 Those of Django REST framework are in `greenroom.integrations.rest_framework`.
@@ -44,16 +72,20 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import threading
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 from asgiref.sync import AsyncToSync, iscoroutinefunction
-from django.core.cache import caches
+from django.db import connections
+from django.db.transaction import Atomic
+from django.db.utils import ConnectionHandler
 from django.urls import URLResolver
+from django.utils import asyncio as django_asyncio
 
-from . import bridge, loops
+from . import bridge, user_code
+from .crossing import Calls
+from .db import borrow, route, transaction
 
 _applied = False
 
@@ -66,7 +98,30 @@ def apply() -> None:
     _applied = True
     AsyncToSync.__call__ = _async_to_sync  # type: ignore[method-assign]
     URLResolver.resolve_error_handler = _resolve_error_handler  # type: ignore[method-assign]
-    caches._connections = ThreadClients(caches._connections)  # type: ignore[attr-defined]
+    _apply_database()
+    user_code.apply()
+
+
+def _apply_database() -> None:
+    connections._connections = borrow.Wrappers(connections._connections)  # type: ignore[attr-defined]
+    create = ConnectionHandler.create_connection
+
+    @wraps(create)
+    def create_connection(self: ConnectionHandler, alias: str) -> Any:
+        return borrow.create_connection(create, self, alias)
+
+    ConnectionHandler.create_connection = create_connection  # type: ignore[method-assign]
+    django_asyncio.get_running_loop = borrow.guard  # type: ignore[attr-defined]
+    Atomic.__enter__ = transaction.enter  # type: ignore[method-assign]
+    Atomic.__exit__ = transaction.leave  # type: ignore[method-assign]
+    Calls.route = staticmethod(route.route)
+    try:
+        from psycopg import waiting
+
+        from .db import postgresql
+    except ImportError:
+        return
+    waiting.wait_conn = partial(postgresql.wait_conn, waiting.wait_conn)
 
 
 def can_await() -> bool:
@@ -115,27 +170,3 @@ def _resolve_error_handler(self: URLResolver, view_type: int) -> Any:
         return bridge.await_(handler(*args, **kwargs))
 
     return plain
-
-
-class ThreadClients:
-    """Cache clients: one per thread and alias where requests are served.
-
-    Elsewhere they stay where Django keeps them.
-    """
-
-    def __init__(self, original: Any) -> None:
-        self.__dict__["_original"] = original
-        self.__dict__["_own"] = threading.local()
-
-    def _clients(self) -> Any:
-        serving = bridge.thread_wait() is not None or loops.current() is not None
-        return self.__dict__["_own" if serving else "_original"]
-
-    def __getattr__(self, alias: str) -> Any:
-        return getattr(self._clients(), alias)
-
-    def __setattr__(self, alias: str, client: Any) -> None:
-        setattr(self._clients(), alias, client)
-
-    def __delattr__(self, alias: str) -> None:
-        delattr(self._clients(), alias)

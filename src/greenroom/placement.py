@@ -9,8 +9,8 @@ same answers, at the price of a thread per waiting request.
 
 A subclass of known code is unknown: its own methods were not read.
 
-Whatever may touch the database counts as not loop-safe: the ORM does not wait on
-the loop yet.
+Queries do not block: where all databases can wait on the loop, code that only
+queries is loop-safe (see `greenroom.db`). Where one can't, all is on threads.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from weakref import WeakKeyDictionary
 from asgiref.sync import iscoroutinefunction
 from django.conf import settings as django_settings
 from django.core.signals import request_finished, request_started
+from django.db import connections
 from django.template import TemplateDoesNotExist
 from django.template.loader import get_template
 from django.urls import URLPattern, URLResolver, get_resolver
@@ -37,6 +38,7 @@ from django.utils.module_loading import import_string
 from django.utils.version import get_version_tuple
 
 from . import conf, integrations
+from .db import borrow
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -154,9 +156,8 @@ class Judge:
 
     def of_view(self, view: Any) -> list[str]:
         """What holds this one view on a thread."""
-        if getattr(view, "_greenroom_on_thread", False):
-            return ["the view is marked @on_thread"]
-        return [f"ATOMIC_REQUESTS of {alias!r}" for alias in atomic_aliases(view)]
+        marked = getattr(view, "_greenroom_on_thread", False)
+        return ["the view is marked @on_thread"] if marked else []
 
     def surroundings(self) -> list[str]:
         """What holds every view on a thread. Empty if all around it is loop-safe."""
@@ -193,6 +194,10 @@ class Judge:
     def _judge(self) -> Iterator[str]:
         if conf.settings().placement == "thread":
             yield 'GREENROOM["PLACEMENT"] is "thread"'
+        for alias in connections:
+            reason = borrow.why_not(alias)
+            if reason is not None:
+                yield f"the database {alias!r} {reason}"
         for path, middleware in self._middleware:
             reason = None if _only_coroutines(middleware) else why_unsafe(middleware)
             if reason is not None:
@@ -258,8 +263,6 @@ def _adds_no_plain_code(kind: type) -> bool:
 
 def atomic_aliases(view: Any) -> list[str]:
     """The databases that ATOMIC_REQUESTS opens a transaction on around this view."""
-    from django.db import connections
-
     exempt = getattr(view, "_non_atomic_requests", ())
     return [
         alias
@@ -273,12 +276,10 @@ def why_unsafe(code: Any) -> str | None:
     name = dotted_name(code)
     if _marked(code) or any(fnmatchcase(name, p) for p in conf.settings().loop_safe):
         return None
-    if _is_itself(code, name):
+    if is_itself(code, name):
         if name in DJANGO:
             check = DJANGO[name]
             return check() if check is not None else None
-        if name in DATABASE:
-            return "may query the database"
         if name in OTHERS:
             return OTHERS[name].why_unsafe()
     return "is not known to be loop-safe (mark it @loop_safe if it is)"
@@ -291,7 +292,7 @@ def dotted_name(code: Any) -> str:
     return f"{code.__module__}.{code.__qualname__}"
 
 
-def _is_itself(code: Any, name: str) -> bool:
+def is_itself(code: Any, name: str) -> bool:
     """Whether `code` is what stands under its name, and not a wrapper that took it.
 
     `functools.wraps` gives a wrapper the name of what it wraps; tools that trace
@@ -406,8 +407,8 @@ def _session() -> str | None:
     engine = django_settings.SESSION_ENGINE
     if any(fnmatchcase(engine, p) for p in conf.settings().loop_safe):
         return None
-    if engine != "django.contrib.sessions.backends.signed_cookies":
-        return f"uses the session engine {engine}, which does I/O"
+    if engine not in SESSION_ENGINES:
+        return f"uses the session engine {engine}, which is not known to be loop-safe"
     serializer = django_settings.SESSION_SERIALIZER
     return None if serializer in SERIALIZERS else _called(serializer)
 
@@ -420,24 +421,36 @@ def _messages() -> str | None:
     return None if signer == "django.core.signing.TimestampSigner" else _called(signer)
 
 
+def _auth() -> str | None:
+    for name in django_settings.AUTHENTICATION_BACKENDS:
+        if name not in AUTHENTICATION_BACKENDS and _called(name) is not None:
+            return f"uses the authentication backend {name}, which is not known to be loop-safe"
+    return None
+
+
 def _cache() -> str | None:
     return _of_cache(django_settings.CACHE_MIDDLEWARE_ALIAS)
 
 
 def _of_cache(alias: str) -> str | None:
-    cache = django_settings.CACHES.get(alias, {})
-    backend = cache.get("BACKEND")
-    if backend not in CACHES:
-        return f"uses the cache {alias!r} ({backend}), which does I/O"
-    key_function = cache.get("KEY_FUNCTION")
+    # Whatever the backend: those that do I/O leave the loop by themselves.
+    key_function = django_settings.CACHES.get(alias, {}).get("KEY_FUNCTION")
     return None if key_function is None else _called(key_function)
 
 
-CACHES = frozenset(
-    {
-        "django.core.cache.backends.dummy.DummyCache",
-        "django.core.cache.backends.locmem.LocMemCache",
-    }
+AUTHENTICATION_BACKENDS = frozenset(
+    f"django.contrib.auth.backends.{name}"
+    for name in (
+        "AllowAllUsersModelBackend",
+        "AllowAllUsersRemoteUserBackend",
+        "ModelBackend",
+        "RemoteUserBackend",
+    )
+)
+
+SESSION_ENGINES = frozenset(
+    f"django.contrib.sessions.backends.{name}"
+    for name in ("cache", "cached_db", "db", "file", "signed_cookies")
 )
 
 MESSAGE_STORAGES = frozenset(
@@ -457,8 +470,16 @@ SERIALIZERS = frozenset(
 )
 
 DJANGO: dict[str, Callable[[], str | None] | None] = {
+    "django.contrib.admindocs.middleware.XViewMiddleware": _auth,
+    "django.contrib.auth.middleware.AuthenticationMiddleware": _auth,
+    "django.contrib.auth.middleware.LoginRequiredMiddleware": _auth,
+    "django.contrib.auth.middleware.PersistentRemoteUserMiddleware": _auth,
+    "django.contrib.auth.middleware.RemoteUserMiddleware": _auth,
+    "django.contrib.flatpages.middleware.FlatpageFallbackMiddleware": None,
     "django.contrib.messages.middleware.MessageMiddleware": _messages,
+    "django.contrib.redirects.middleware.RedirectFallbackMiddleware": None,
     "django.contrib.sessions.middleware.SessionMiddleware": _session,
+    "django.contrib.sites.middleware.CurrentSiteMiddleware": None,
     "django.contrib.staticfiles.handlers.StaticFilesHandler": None,
     "django.core.cache.close_caches": None,
     "django.core.handlers.base.reset_urlconf": None,
@@ -476,27 +497,6 @@ DJANGO: dict[str, Callable[[], str | None] | None] = {
     "django.middleware.locale.LocaleMiddleware": None,
     "django.middleware.security.SecurityMiddleware": None,
 }
-
-# Django's own that query, or let the view query, the database.
-DATABASE = frozenset(
-    {
-        "django.contrib.admindocs.middleware.XViewMiddleware",
-        "django.contrib.auth.middleware.AuthenticationMiddleware",
-        "django.contrib.auth.middleware.LoginRequiredMiddleware",
-        "django.contrib.auth.middleware.PersistentRemoteUserMiddleware",
-        "django.contrib.auth.middleware.RemoteUserMiddleware",
-        "django.contrib.flatpages.middleware.FlatpageFallbackMiddleware",
-        "django.contrib.redirects.middleware.RedirectFallbackMiddleware",
-        "django.contrib.sites.middleware.CurrentSiteMiddleware",
-        "rest_framework.authentication.BasicAuthentication",
-        "rest_framework.authentication.RemoteUserAuthentication",
-        "rest_framework.authentication.SessionAuthentication",
-        "rest_framework.authentication.TokenAuthentication",
-        "rest_framework.permissions.DjangoModelPermissions",
-        "rest_framework.permissions.DjangoModelPermissionsOrAnonReadOnly",
-        "rest_framework.permissions.DjangoObjectPermissions",
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -575,6 +575,9 @@ OTHERS: dict[str, Known] = {
             "renderers.MultiPartRenderer",
             "renderers.StaticHTMLRenderer",
             "renderers.TemplateHTMLRenderer",
+            "permissions.DjangoModelPermissions",
+            "permissions.DjangoModelPermissionsOrAnonReadOnly",
+            "permissions.DjangoObjectPermissions",
             "throttling.BaseThrottle",
             "versioning.AcceptHeaderVersioning",
             "versioning.BaseVersioning",
@@ -582,6 +585,15 @@ OTHERS: dict[str, Known] = {
             "versioning.NamespaceVersioning",
             "versioning.QueryParameterVersioning",
             "versioning.URLPathVersioning",
+        )
+    },
+    **{
+        f"rest_framework.authentication.{name}": Known("djangorestframework", "3.18", "3.19", _auth)
+        for name in (
+            "BasicAuthentication",
+            "RemoteUserAuthentication",
+            "SessionAuthentication",
+            "TokenAuthentication",
         )
     },
     **{

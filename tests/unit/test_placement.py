@@ -14,8 +14,8 @@ from django.test import override_settings
 
 from driver import Site
 from greenroom import loop_safe
-from greenroom.placement import DATABASE, DJANGO, Known, why_unsafe
-from project import middleware, views
+from greenroom.placement import DJANGO, Known, why_unsafe
+from project import middleware
 
 SEVEN = (
     "django.middleware.security.SecurityMiddleware",
@@ -38,11 +38,24 @@ def test_without_middleware_nothing_holds_a_view() -> None:
     assert reasons() == []
 
 
-def test_the_default_seven_are_held_by_the_database() -> None:
-    held = reasons(*SEVEN)
-    assert len(held) == 2
-    assert "SessionMiddleware uses the session engine" in held[0]
-    assert "AuthenticationMiddleware may query the database" in held[1]
+def test_nothing_holds_a_view_beneath_the_default_seven() -> None:
+    assert reasons(*SEVEN) == []
+
+
+def test_a_database_that_cannot_wait_on_the_loop_holds_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    from django.db import connections
+
+    monkeypatch.setitem(connections.settings["default"], "NAME", ":memory:")
+    assert reasons() == ["the database 'default' is in memory, where connections don't share it"]
+    monkeypatch.setitem(connections.settings["default"], "ENGINE", "a.b")
+    monkeypatch.setattr("greenroom.db.borrow.load_backend", lambda name: BaseBackend)
+    assert reasons() == [
+        "the database 'default' has the engine a.b, which can't wait on the loop",
+    ]
+
+
+class BaseBackend:
+    DatabaseWrapper = object
 
 
 def test_signed_cookies_are_no_database() -> None:
@@ -70,10 +83,11 @@ def test_signed_cookies_are_no_database() -> None:
                     "default": {
                         "BACKEND": "django.core.cache.backends.filebased.FileBasedCache",
                         "LOCATION": "/nowhere",
+                        "KEY_FUNCTION": "project.storage.key",
                     }
                 }
             },
-            "which does I/O",
+            "calls project.storage.key, which is not known",
         ),
     ],
 )
@@ -141,25 +155,13 @@ def test_a_path_converter_of_the_project() -> None:
         assert site.get("/word/hello/").text == "hello False"
 
 
-def test_atomic_requests_hold_the_view_on_a_thread() -> None:
-    from django.db import connections
-
-    connections.settings["default"]["ATOMIC_REQUESTS"] = True
-    try:
-        with Site("auto") as site:
-            placement = site.app.handler.judge.place(views.hello)
-            assert (placement.on_loop, placement.reason) == (False, "ATOMIC_REQUESTS of 'default'")
-    finally:
-        connections.settings["default"]["ATOMIC_REQUESTS"] = False
-
-
 def test_every_name_in_the_tables_exists() -> None:
     import django
     from django.utils.module_loading import import_string
 
     absent = {
         name
-        for name in (*DJANGO, *DATABASE)
+        for name in DJANGO
         # New in Django 6.0.
         if not (django.VERSION < (6, 0) and ".csp." in name) and not _found(import_string, name)
     }
@@ -200,17 +202,18 @@ def test_a_check_reports_an_unread_version(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_command_prints_each_pattern() -> None:
-    with override_settings(MIDDLEWARE=list(SEVEN), GREENROOM={}):
+    backends = ["project.backends.Own"]
+    with override_settings(MIDDLEWARE=list(SEVEN), GREENROOM={}, AUTHENTICATION_BACKENDS=backends):
         out = StringIO()
         call_command("greenroom", stdout=out)
         lines = out.getvalue().splitlines()
         assert "thread /hello/" in [line.rstrip() for line in lines]
         assert any("/plain/" in line and "the view is a plain function" in line for line in lines)
-        assert any("AuthenticationMiddleware may query" in line for line in lines)
+        assert any("AuthenticationMiddleware uses the auth" in line for line in lines)
         out = StringIO()
         call_command("greenroom", "--json", stdout=out)
         answer = json.loads(out.getvalue())
-        assert len(answer["held_on_threads_by"]) == 2
+        assert len(answer["held_on_threads_by"]) == 1
     with override_settings(MIDDLEWARE=[], GREENROOM={}):
         out = StringIO()
         call_command("greenroom", "--json", stdout=out)

@@ -364,7 +364,7 @@ def test_policies_of_coroutines_and_of_drf_are_safe() -> None:
     assert "method check_permissions() of" in place("/any-of/", "GET", **UNKNOWN).reason
 
 
-def test_what_queries_holds_the_view() -> None:
+def test_what_is_called_beneath_holds_the_view() -> None:
     from rest_framework import authentication, permissions, throttling
 
     def reason(**given: Any) -> str:
@@ -372,21 +372,20 @@ def test_what_queries_holds_the_view() -> None:
             view = urls_rest.Policies.as_view(**given)
             return str(site.app.handler.judge.place(view, "GET").reason)
 
-    assert "SessionAuthentication may query the database" in reason(
-        authentication_classes=[authentication.SessionAuthentication]
-    )
-    assert "DjangoModelPermissions may query" in reason(
-        permission_classes=[permissions.DjangoModelPermissions]
-    )
+    session = {"authentication_classes": [authentication.SessionAuthentication]}
+    assert reason(**session) == ""
+    with override_settings(AUTHENTICATION_BACKENDS=["project.backends.Own"]):
+        assert "uses the authentication backend project.backends.Own" in reason(**session)
+    assert reason(permission_classes=[permissions.DjangoModelPermissions]) == ""
 
     class Burst(throttling.UserRateThrottle):
         scope = "burst"
         rate = "10/s"
 
     assert reason(throttle_classes=[Burst]) == ""
-    files = {"BACKEND": "django.core.cache.backends.filebased.FileBasedCache", "LOCATION": "/no"}
-    with override_settings(CACHES={"default": files}):
-        assert "which does I/O" in reason(throttle_classes=[Burst])
+    keyed = {"BACKEND": "django.core.cache.backends.dummy.DummyCache", "KEY_FUNCTION": "json.dumps"}
+    with override_settings(CACHES={"default": keyed}):
+        assert "calls json.dumps" in reason(throttle_classes=[Burst])
 
 
 def test_without_a_method_the_most_restricted_is_named() -> None:

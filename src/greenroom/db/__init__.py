@@ -1,0 +1,10 @@
+"""The database on the loop: the unmodified ORM in coroutines, transactions included.
+
+`borrow`       which wrapper code sees, and how long it has a connection
+`pool`         the connections of a database in this process
+`postgresql`   psycopg's connection, waiting on the loop
+`sqlite`       a thread for each connection
+`transaction`  `atomic` in tasks
+
+What is replaced in other packages stands in `greenroom.patches`.
+"""

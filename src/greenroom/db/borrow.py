@@ -1,0 +1,598 @@
+"""Which database wrapper code sees, and how long it has a connection beneath it.
+
+A `Scope` is a request, or a task outside of any request. What code sees as
+``connections["default"]`` is the scope's own wrapper, found by a context variable:
+in its tasks, and in the threads that work for it. In placement `thread` the
+scope's wrappers are those of the thread that serves the request, so that the
+coroutine and the code around it share them, their transaction and what a
+middleware set on them.
+
+On the loop the driver's connection beneath a wrapper is borrowed from the pool at
+the first query, and given back, through the wrapper's own `close`, as soon as the
+request suspends on anything but the database, unless
+
+- it is in a transaction, or not in autocommit,
+- a cursor on it has rows to give, a COPY or a pipeline is under way,
+- a statement made session state on it: then it stays to the end of the request,
+- ``GREENROOM["DB_LEASE"]`` is ``"request"``.
+
+Rule 1: a borrowed connection knows its scope and refuses all others: what still
+refers to it after it was given back gets an error and never another's rows.
+A cursor of Django's finds itself a connection again.
+
+Rule 2: at the end of the request the scope is dead. A task that outlives it gets a
+scope of its own, until that task ends.
+
+Rule 3: connect, BEGIN, COMMIT, ROLLBACK, savepoints and closing are shielded.
+
+Only wrappers made here are used on the loop. Others raise Django's
+`SynchronousOnlyOperation` there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import lru_cache, update_wrapper
+from typing import Any
+
+from django.core.exceptions import SynchronousOnlyOperation
+from django.db import DatabaseError, OperationalError, connections
+from django.db.utils import load_backend
+
+from greenroom import bridge, conf, loops
+from greenroom.off_loop import off_loop
+from greenroom.turns import Turns
+
+from .pool import Driver, Limits, Pool
+
+logger = logging.getLogger("greenroom.db")
+
+_scope: ContextVar[Scope | None] = ContextVar("greenroom.db.scope", default=None)
+
+
+class Scope:
+    """The wrappers of one request, or of one task. `name` is for messages.
+
+    `own`: the wrappers of the thread that serves the request, by alias.
+    """
+
+    __slots__ = ("closed", "name", "own", "thread", "wrappers")
+
+    def __init__(self, name: str, own: dict[str, Any] | None = None) -> None:
+        self.name = name
+        self.own = own is not None
+        self.thread = threading.get_ident()
+        self.wrappers: dict[str, Any] = {} if own is None else own
+        self.closed = False
+
+    def is_ours(self) -> bool:
+        """Whether all wrappers that it has can be used on the loop."""
+        return not self.own or all(isinstance(each, Wrapper) for each in self.wrappers.values())
+
+    def suspend(self) -> None:
+        """Give back what isn't needed at the moment. Never waits."""
+        if self.own or self.closed:
+            return
+        with _unguarded():
+            for wrapper in list(self.wrappers.values()):
+                wrapper.give_back_if_idle()
+
+    def close(self) -> None:
+        """End it, and give back all. Never waits: what is left open ends elsewhere."""
+        if self.closed:
+            return
+        self.closed = True
+        if self.own:
+            # They are the thread's, whose next request will have them.
+            for wrapper in self.wrappers.values():
+                if isinstance(wrapper, Wrapper):
+                    wrapper.scope = None
+            return
+        wrappers, self.wrappers = self.wrappers, {}
+        with _unguarded():
+            for wrapper in wrappers.values():
+                try:
+                    wrapper.end()
+                except Exception:
+                    logger.exception("An error when a connection was given back")
+
+
+def begin(name: str, *, own: bool = False) -> Scope:
+    """Give the current context a scope. `own`: that of this thread's wrappers."""
+    scope = Scope(name, _wrappers_of_thread() if own else None)
+    for wrapper in scope.wrappers.values():
+        if isinstance(wrapper, Wrapper):
+            wrapper.scope = scope
+    _scope.set(scope)
+    return scope
+
+
+def leave(scope: Scope) -> None:
+    """End a scope, and that which took its place in this context."""
+    scope.close()
+    after = _scope.get()
+    if after is not None:
+        after.close()
+
+
+def current() -> Scope | None:
+    """The scope of the code that runs here; on the loop there is always one."""
+    scope = _scope.get()
+    if scope is not None and not scope.closed:
+        return scope
+    home = loops.current()
+    if home is None:
+        return None
+    return _scope_of_task()
+
+
+def waits_on_loop() -> bool:
+    """Whether all of the project's databases can be waited for on the loop."""
+    return all(why_not(alias) is None for alias in connections)
+
+
+def why_not(alias: str) -> str | None:
+    """Why a database can't be waited for on the loop; None if it can."""
+    settings = connections.settings[alias]
+    return _why_not(settings["ENGINE"], str(settings["NAME"]))
+
+
+@lru_cache(maxsize=64)
+def _why_not(engine: str, name: str) -> str | None:
+    if engine == "django.db.backends.dummy":
+        return None
+    made = _class_for(load_backend(engine).DatabaseWrapper)
+    if made is None:
+        return f"has the engine {engine}, which can't wait on the loop"
+    reason: str | None = made.why_not(name)
+    return reason
+
+
+class Wrappers:
+    """Stands in the place of ``django.db.connections._connections``."""
+
+    def __init__(self, original: Any) -> None:
+        self.__dict__["_original"] = original
+
+    def __getattr__(self, alias: str) -> Any:
+        scope = current()
+        if scope is None:
+            return getattr(self.__dict__["_original"], alias)
+        try:
+            wrapper = scope.wrappers[alias]
+        except KeyError:
+            raise AttributeError(alias) from None
+        if scope.own and not isinstance(wrapper, Wrapper) and asyncio._get_running_loop():
+            raise _refused(alias)
+        return wrapper
+
+    def __setattr__(self, alias: str, wrapper: Any) -> None:
+        scope = current()
+        if scope is None:
+            setattr(self.__dict__["_original"], alias, wrapper)
+        else:
+            scope.wrappers[alias] = wrapper
+
+    def __delattr__(self, alias: str) -> None:
+        scope = current()
+        if scope is None:
+            delattr(self.__dict__["_original"], alias)
+        elif scope.wrappers.pop(alias, None) is None:
+            raise AttributeError(alias)
+
+
+def create_connection(original: Callable[..., Any], handler: Any, alias: str) -> Any:
+    """What ``ConnectionHandler.create_connection`` is replaced by."""
+    scope = current() if handler is connections else None
+    if scope is None:
+        return original(handler, alias)
+    settings = handler.settings[alias]
+    reason = _why_not(settings["ENGINE"], str(settings["NAME"]))
+    made = None
+    if reason is None:
+        made = _class_for(load_backend(settings["ENGINE"]).DatabaseWrapper)
+    if made is None:
+        if reason is not None and asyncio._get_running_loop() is not None:
+            raise _refused(alias)
+        return original(handler, alias)
+    wrapper = made(settings, alias)
+    wrapper.scope = scope
+    if scope.own:
+        # It may be the coroutine that asks for it first: it is the thread's all the same.
+        wrapper._thread_ident = scope.thread
+    return wrapper
+
+
+def _refused(alias: str) -> Exception:
+    reason = why_not(alias) or "is used by a thread that can't share its connection"
+    return SynchronousOnlyOperation(
+        f"The database {alias!r} {reason}: in a coroutine, use the a… calls of the ORM, or "
+        "sync_to_async."
+    )
+
+
+@lru_cache(maxsize=64)
+def _class_for(backend: type) -> Any:
+    """The project's wrapper class with ours before it; None for an unknown engine."""
+    for mixin in _mixins():
+        base = mixin.base()
+        if base is not None and issubclass(backend, base):
+            # Asked for its class, as for the sender of a signal, it names the project's.
+            named = {"__module__": backend.__module__, "__class__": property(lambda _: backend)}
+            return type(backend.__name__, (mixin, backend), named)
+    return None
+
+
+def _mixins() -> Iterator[type[Wrapper]]:
+    from .sqlite import SQLite
+
+    yield SQLite
+    try:
+        from .postgresql import PostgreSQL
+    except ImportError:
+        return
+    yield PostgreSQL
+
+
+class Wrapper:
+    """What is put before the project's `DatabaseWrapper` class."""
+
+    # Of the class that this is mixed into.
+    alias: str
+    settings_dict: dict[str, Any]
+    connection: Any
+    autocommit: bool
+    in_atomic_block: bool
+    errors_occurred: bool
+
+    # What is known of the engine.
+
+    @classmethod
+    def base(cls) -> type | None:
+        """The wrapper class whose subclasses this fits."""
+        raise NotImplementedError
+
+    @classmethod
+    def why_not(cls, name: str) -> str | None:
+        """Why a database of that name can't be waited for on the loop."""
+        raise NotImplementedError
+
+    def driver(self) -> Driver:
+        """How connections like this wrapper's are made."""
+        raise NotImplementedError
+
+    # The borrow.
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.scope: Scope | None = None
+        # Counts the connections that it had, so that a cursor knows whether its is gone.
+        self.lease = 0
+        self._lender: Pool | None = None
+        self.turns = Turns(limits_of(self.alias).timeout, self._turn_expired)
+        # The blocks that `atomic` opened, outermost first.
+        self.blocks: list[Any] = []
+        # Whether hooks of a commit wait for the end of its block, and are due.
+        self.hooks_held = self.hooks_due = False
+
+    @property
+    def borrows(self) -> bool:
+        """Whether its connections are the pool's."""
+        return self.scope is not None and (not self.scope.own or bool(self._pool_options()))
+
+    def borrow(self) -> Any:
+        """A connection of the pool. It is this scope's until it is given back."""
+        scope = self.scope
+        assert scope is not None
+        if self._lender is None or self._lender.closed:
+            self._lender = pool_of(self)
+        connection = self._lender.lend(scope.name)
+        connection.holder = scope
+        return connection
+
+    def give_back_if_idle(self) -> None:
+        if (
+            self.connection is None
+            or self.in_atomic_block
+            or not self.autocommit
+            or conf.settings().db_lease_of(self.alias) == "request"
+            or not self.connection.is_clean()
+            or not self.turns.try_take()
+        ):
+            return
+        try:
+            self.close()
+        finally:
+            self.turns.release()
+
+    def end(self) -> None:
+        """The scope ends: give back the connection, in whatever state it is."""
+        connection, self.connection = self.connection, None
+        if connection is None:
+            return
+        if self.in_atomic_block or not self.autocommit:
+            logger.error(
+                "A request left a transaction open on the database %r; it was rolled back. "
+                "Leave it where it was begun: with `with transaction.atomic()`.",
+                self.alias,
+            )
+        connection._pool.give_back(connection)
+
+    def after_interruption(self) -> None:
+        """A statement was cancelled while it ran."""
+
+    def _pool_options(self) -> Any:
+        return self.settings_dict["OPTIONS"].get("pool")
+
+    def _turn_expired(self, holder: str) -> Exception:
+        return OperationalError(
+            f"The connection to the database {self.alias!r} was not free within "
+            f"{self.turns.timeout:g} s: it is used by {holder}. The tasks of a request share its "
+            "connection, one statement at a time, and one block at a time in a transaction: don't "
+            "wait for a task that needs it while you hold it."
+        )
+
+    # Django's methods.
+
+    def validate_thread_sharing(self) -> None:
+        """In the place of Django's rule, one thread a wrapper: one scope a wrapper."""
+        if self.scope is None:
+            super().validate_thread_sharing()  # type: ignore[misc]
+        elif self.scope.closed or self.scope is not _scope.get():
+            raise DatabaseError(
+                f"This connection to the database {self.alias!r} belongs to {self.scope.name}"
+                f"{', which has ended' if self.scope.closed else ''}. Take it from "
+                "django.db.connections where it is used, and don't keep it."
+            )
+
+    def connect(self) -> None:
+        with self.turns:
+            self._remember()
+            bridge.shielded(super().connect)  # type: ignore[misc]
+            self.lease += 1
+
+    def close(self) -> None:
+        with self.turns:
+            if self.borrows and self.connection is not None and self.errors_occurred:
+                self.connection.suspect = True
+                self.errors_occurred = False
+            bridge.shielded(super().close)  # type: ignore[misc]
+
+    def close_if_unusable_or_obsolete(self) -> None:
+        """A borrowed connection is given back: its age and health are the pool's affair."""
+        if not self.borrows:
+            super().close_if_unusable_or_obsolete()  # type: ignore[misc]
+        elif self.connection is not None and not self.in_atomic_block:
+            if self.autocommit:
+                self.close()
+            else:
+                self.end()
+
+    def commit(self) -> None:
+        with self.turns:
+            bridge.shielded(super().commit)  # type: ignore[misc]
+
+    def rollback(self) -> None:
+        with self.turns:
+            bridge.shielded(super().rollback)  # type: ignore[misc]
+
+    def savepoint(self) -> Any:
+        with self.turns:
+            return bridge.shielded(super().savepoint)  # type: ignore[misc]
+
+    def savepoint_rollback(self, sid: str) -> None:
+        with self.turns:
+            bridge.shielded(super().savepoint_rollback, sid)  # type: ignore[misc]
+
+    def savepoint_commit(self, sid: str) -> None:
+        with self.turns:
+            bridge.shielded(super().savepoint_commit, sid)  # type: ignore[misc]
+
+    def set_autocommit(self, *args: Any, **kwargs: Any) -> None:
+        with self.turns:
+            bridge.shielded(super().set_autocommit, *args, **kwargs)  # type: ignore[misc]
+
+    def _cursor(self, name: str | None = None) -> Any:
+        with self.turns:
+            self._remember()
+            return super()._cursor(name)  # type: ignore[misc]
+
+    def chunked_cursor(self) -> Any:
+        # Django's names are made of the ids of thread and task, which come again.
+        return self._cursor(f"_django_curs_{next(_cursor_names)}")
+
+    def make_cursor(self, cursor: Any) -> Any:
+        return self._bound(super().make_cursor(cursor))  # type: ignore[misc]
+
+    def make_debug_cursor(self, cursor: Any) -> Any:
+        return self._bound(super().make_debug_cursor(cursor))  # type: ignore[misc]
+
+    def on_commit(self, func: Any, robust: bool = False) -> None:
+        super().on_commit(_Hook(func) if callable(func) else func, robust)  # type: ignore[misc]
+
+    def run_and_clear_commit_hooks(self) -> None:
+        if self.hooks_held:
+            self.hooks_due = True
+        else:
+            super().run_and_clear_commit_hooks()  # type: ignore[misc]
+
+    def _remember(self) -> None:
+        """Give the connection back when what runs here next suspends."""
+        if self.scope is not None and bridge.in_bridge():
+            bridge.when_suspended(self.scope.suspend)
+
+    def _bound(self, cursor: Any) -> Any:
+        kind: Any = type(cursor)
+        cursor.__class__ = _cursor_class(kind)
+        cursor.lease = self.lease
+        return cursor
+
+
+class _Cursor:
+    """What is put before Django's cursor classes."""
+
+    db: Any
+    cursor: Any
+    lease: int
+
+    def _execute(self, *args: Any) -> Any:
+        return self._in_turn(super()._execute, *args)  # type: ignore[misc]
+
+    def _executemany(self, *args: Any) -> Any:
+        return self._in_turn(super()._executemany, *args)  # type: ignore[misc]
+
+    def callproc(self, *args: Any, **kwargs: Any) -> Any:
+        return self._in_turn(super().callproc, *args, **kwargs)  # type: ignore[misc]
+
+    def _in_turn(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with self.db.turns:
+            self.db._remember()
+            if self.lease != self.db.lease or self.db.connection is None:
+                # Its connection was given back meanwhile.
+                self.db.ensure_connection()
+                with self.db.wrap_database_errors:
+                    self.cursor = self.db.create_cursor()
+                self.lease = self.db.lease
+            try:
+                return fn(*args, **kwargs)
+            except Exception:
+                raise
+            except BaseException:
+                self.db.after_interruption()
+                raise
+
+
+@lru_cache(maxsize=64)
+def _cursor_class(kind: type) -> type:
+    return type(kind.__name__, (_Cursor, kind), {"__module__": kind.__module__})
+
+
+class _Hook:
+    """A callback of `on_commit`: code that nobody read, for a thread."""
+
+    def __init__(self, func: Callable[[], object]) -> None:
+        self.func = func
+        update_wrapper(self, func)
+
+    def __call__(self) -> None:
+        _user_code(self.func)
+
+
+def _user_code(func: Callable[[], object]) -> object:
+    return func() if is_loop_safe(func) else off_loop(func)
+
+
+# Replaced by `greenroom.user_code`, which knows the placement's tables.
+is_loop_safe: Callable[[Any], bool] = lambda code: False  # noqa: E731
+
+_cursor_names = itertools.count(1)
+
+
+# The pools.
+
+_pools: dict[Any, Pool] = {}
+
+
+def pool_of(wrapper: Wrapper) -> Pool:
+    """The pool of connections with a wrapper's settings, in this process."""
+    settings = wrapper.settings_dict
+    key = (
+        wrapper.alias,
+        *(str(settings[name]) for name in ("NAME", "HOST", "PORT", "USER", "PASSWORD")),
+        repr(settings["OPTIONS"]),
+        str(settings["TIME_ZONE"]),
+        type(wrapper),
+    )
+    pool = _pools.get(key)
+    if pool is None or pool.closed:
+        template = type(wrapper)(settings, wrapper.alias)
+        pool = Pool(wrapper.alias, template.driver(), limits_of(wrapper.alias))
+        pool = _pools.setdefault(key, pool) if key not in _pools else pool
+        _pools[key] = pool
+    return pool
+
+
+def pools() -> list[Pool]:
+    return list(_pools.values())
+
+
+def drain() -> None:
+    """Close the idle connections of this process."""
+    for pool in _pools.values():
+        pool.close()
+    _pools.clear()
+
+
+def limits_of(alias: str) -> Limits:
+    """The limits of an alias: GREENROOM's, or those of ``OPTIONS["pool"]``.
+
+    Raises `ImproperlyConfigured` for what the pool here doesn't know.
+    """
+    settings = connections.settings.get(alias, {})
+    given = conf.settings()
+    options = settings.get("OPTIONS", {}).get("pool") or {}
+    options = conf.pool_options(alias, {} if options is True else options)
+    return Limits(
+        limit=options.get("max_size") or given.db_max_connections_of(alias),
+        timeout=options.get("timeout") or given.db_timeout_of(alias),
+        max_age=settings.get("CONN_MAX_AGE", 0),
+        keep=options.get("min_size", 0),
+    )
+
+
+# The scopes of tasks.
+
+
+def _scope_of_task() -> Scope | None:
+    task = asyncio.current_task()
+    if task is None:
+        return None
+    scope = Scope(f"the task {task.get_name()}")
+    _scope.set(scope)
+    task.add_done_callback(lambda _: scope.close())
+    return scope
+
+
+def _wrappers_of_thread() -> dict[str, Any]:
+    """Those of this thread, which must be of our classes to be used from the loop."""
+    place = connections._connections  # type: ignore[attr-defined]
+    original = place.__dict__["_original"] if isinstance(place, Wrappers) else place
+    own: dict[str, Any] = original._storage.__dict__
+    for alias, wrapper in list(own.items()):
+        known = alias in connections.settings and why_not(alias) is None
+        if known and not isinstance(wrapper, Wrapper) and not wrapper.in_atomic_block:
+            wrapper.close()
+            del own[alias]
+    return own
+
+
+# Django's guard: `django.utils.asyncio.get_running_loop`.
+
+_open_guards = 0
+
+
+def guard() -> Any:
+    """What `async_unsafe` asks for the running loop; in a bridge there is none."""
+    if _open_guards or bridge.in_bridge():
+        raise RuntimeError("no running event loop")
+    return asyncio.get_running_loop()
+
+
+@contextmanager
+def _unguarded() -> Iterator[None]:
+    """Call what never waits from a coroutine."""
+    global _open_guards
+    if asyncio._get_running_loop() is None:
+        yield
+        return
+    _open_guards += 1
+    try:
+        yield
+    finally:
+        _open_guards -= 1

@@ -1,0 +1,500 @@
+"""PostgreSQL: psycopg 3's synchronous connection, which waits on the loop in a bridge.
+
+psycopg sends all its I/O through `Connection.wait(generator)`, and connecting and
+cancelling through `psycopg.waiting.wait_conn`. `WaitingConnection` overrides the
+first; `greenroom.patches` replaces the second. In a bridge both give the loop the
+socket to watch; elsewhere they block, as always. So Django's backend and ORM, and
+whatever else is written for psycopg, are unchanged, and one connection can be used
+from the loop and from threads.
+
+Cancelled while a statement runs, the statement is cancelled in the server, and
+what it still answers is read, for up to `CANCEL` seconds; after that the
+connection is closed.
+
+Closing a server-side cursor never waits: generators close theirs when they are
+collected, at any moment. Its CLOSE is sent before the next statement.
+
+A statement that makes state of the session (a `SET`, a `LISTEN`, a temporary
+table…) is found in its text, generously: what is held for one only looks like it
+costs a reset, at the end of the request. The state that a function of the server
+makes is not seen: that wants ``DB_LEASE = "request"``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import select
+import time
+from collections.abc import Callable, Generator
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import psycopg
+from django.db.backends.postgresql.base import DatabaseWrapper, psycopg_version
+from django.db.backends.postgresql.psycopg_any import is_psycopg3
+from psycopg import errors, pq, waiting
+from psycopg.conninfo import conninfo_attempts_async, conninfo_to_dict
+from psycopg.sql import Composable
+
+from greenroom import bridge
+from greenroom.errors import BridgeError
+from greenroom.turns import Turn
+
+from . import borrow
+from .pool import Driver
+
+T = TypeVar("T")
+
+logger = logging.getLogger("greenroom.db")
+
+# Seconds that the server gets to cancel a statement.
+CANCEL = 5.0
+
+IDLE, INTRANS, ACTIVE = (
+    pq.TransactionStatus.IDLE,
+    pq.TransactionStatus.INTRANS,
+    pq.TransactionStatus.ACTIVE,
+)
+
+
+class WaitingConnection(psycopg.Connection[Any]):
+    """A connection that waits on the loop where it can."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.holder: Any = None
+        self.made_at = time.monotonic()
+        self.session_state = False
+        # What ends the waits for its socket that are under way, on the loop.
+        self._watches: set[Callable[[], None]] = set()
+        # An error on it may mean that it is broken.
+        self.suspect = False
+        # Server-side cursors that were closed, and those that are open.
+        self.closed_cursors: list[str] = []
+        self.open_cursors = 0
+        # psycopg's is a threading.Lock, held while it waits.
+        self.lock = Turn(CANCEL, _busy)  # type: ignore[assignment]
+
+    @classmethod
+    def connect(cls, conninfo: str = "", **kwargs: Any) -> Any:
+        """As psycopg's; in a bridge, names are resolved without blocking the loop."""
+        factory = kwargs.get("cursor_factory")
+        if factory is not None:
+            kwargs["cursor_factory"] = _watched(factory)
+        if not bridge.in_bridge():
+            return super().connect(conninfo, **kwargs)
+        known = {name: kwargs.pop(name) for name in _OF_PSYCOPG if name in kwargs}
+        params: Any = conninfo_to_dict(conninfo, **kwargs)
+        attempts: list[Any] = bridge.await_(conninfo_attempts_async(params))
+        for attempt in attempts[:-1]:
+            try:
+                return super().connect(**known, **attempt)
+            except psycopg.OperationalError as exc:
+                logger.debug("A host could not be reached: %s", exc)
+        return super().connect(**known, **attempts[-1])
+
+    def wait(
+        self, gen: Generator[Any, Any, T], interval: float = 0.1, timeout: float | None = None
+    ) -> T:
+        if self.holder is not None and self.holder is not borrow._scope.get():
+            gen.close()
+            raise psycopg.InterfaceError(
+                "This connection was given back, and is another request's: take it from "
+                "django.db.connection where it is used, and don't keep it."
+            )
+        if not bridge.in_bridge():
+            return super().wait(gen, **_limits(interval, timeout))
+        try:
+            return self._wait(gen, timeout)  # type: ignore[no-any-return]
+        except Exception:
+            raise
+        except BaseException:
+            if self.pgconn.transaction_status == ACTIVE:
+                try:
+                    bridge.shielded(self._cancel, gen)
+                except BridgeError:
+                    # Thrown away: nothing can be waited for.
+                    self.pgconn.finish()
+            raise
+
+    def _wait(self, gen: Any, timeout: float | None) -> Any:
+        return _wait(gen, lambda state: (self.pgconn.socket, state), timeout, self._watches)
+
+    def close(self) -> None:
+        """Close it. Whoever waits for it on the loop gets an error."""
+        for stop in list(self._watches):
+            stop()
+        super().close()
+
+    def _cancel(self, gen: Generator[Any, Any, Any]) -> None:
+        try:
+            self._try_cancel(timeout=CANCEL)
+            self._wait(gen, CANCEL)
+        except errors.QueryCanceled:
+            pass
+        except psycopg.Error as exc:
+            logger.warning("A statement could not be cancelled, its connection is closed: %s", exc)
+            self.pgconn.finish()
+
+    # For the pool.
+
+    def is_alive(self) -> bool:
+        """Whether the server has not hung up, as far as its socket tells."""
+        if self.pgconn.status != pq.ConnStatus.OK:
+            return False
+        if self.pgconn.transaction_status == ACTIVE:
+            return True
+        try:
+            if _is_readable(self.pgconn.socket):
+                # A notification, or the end.
+                self.pgconn.consume_input()
+        except (OSError, ValueError, psycopg.Error):
+            return False
+        return bool(self.pgconn.status == pq.ConnStatus.OK)
+
+    def is_clean(self) -> bool:
+        return (
+            self.pgconn.transaction_status == IDLE
+            and self._autocommit
+            and not self.session_state
+            and not self.suspect
+            and not self.open_cursors
+            and not self.closed_cursors
+            and self._pipeline is None
+            and self.lock.holder is None  # type: ignore[attr-defined]
+        )
+
+    # For its cursors.
+
+    def watch(self, query: Any) -> None:
+        """Look at a statement before it is sent, and close what was closed."""
+        if self.closed_cursors:
+            self.close_cursors()
+        if not self.session_state:
+            if isinstance(query, bytes):
+                query = query.decode("utf-8", "replace")
+            elif isinstance(query, Composable):
+                query = query.as_string(self)
+            if not isinstance(query, str) or makes_session_state(query):
+                self.session_state = True
+
+    def close_cursors(self) -> None:
+        """Send the CLOSE of those that still exist: some end with their transaction."""
+        status = self.pgconn.transaction_status
+        if status not in (IDLE, INTRANS):
+            return
+        names, self.closed_cursors = self.closed_cursors, []
+        with self.lock:
+            if status == INTRANS or len(names) > 1:
+                quoted = ", ".join(f"'{name}'" for name in names)
+                found = self.wait(
+                    self._exec_command(
+                        f"SELECT name FROM pg_catalog.pg_cursors WHERE name IN ({quoted})".encode()
+                    )
+                )
+                assert found is not None
+                rows = range(found.ntuples)
+                names = [(found.get_value(row, 0) or b"").decode() for row in rows]
+            for name in names:
+                self.wait(self._exec_command(f'CLOSE "{name}"'.encode()))
+
+
+_OF_PSYCOPG = (
+    "autocommit",
+    "context",
+    "cursor_factory",
+    "prepare_threshold",
+    "row_factory",
+)
+
+
+def _busy(holder: str) -> Exception:
+    return psycopg.OperationalError(f"the connection is in use by {holder}")
+
+
+def _limits(interval: float, timeout: float | None) -> dict[str, float]:
+    return {"interval": interval} if timeout is None else {"interval": interval, "timeout": timeout}
+
+
+def _is_readable(fileno: int) -> bool:
+    poll = select.poll()
+    poll.register(fileno, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def wait_conn(
+    original: Callable[..., Any], gen: Any, interval: float = 0.0, timeout: float | None = None
+) -> Any:
+    """What `psycopg.waiting.wait_conn` is replaced by."""
+    if not bridge.in_bridge():
+        return original(gen, interval=interval, timeout=timeout)
+    return _wait(gen, lambda wanted: wanted, timeout, set())
+
+
+def _wait(
+    gen: Any,
+    place: Callable[[Any], tuple[int, int]],
+    timeout: float | None,
+    watches: set[Callable[[], None]],
+) -> Any:
+    """Run one of psycopg's generators to its end, on the loop.
+
+    It yields what it waits for and is sent what is ready; see
+    `psycopg.generators`. Raises what it raises, and psycopg's `_WaitTimeout`.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = None if timeout is None else loop.time() + timeout
+    try:
+        wanted = next(gen)
+        while True:
+            ready = _ready(loop, *place(wanted), deadline, watches)
+            wanted = gen.send(ready)
+            if deadline is not None and loop.time() >= deadline:
+                raise errors._WaitTimeout("wait timeout expired")
+    except StopIteration as stop:
+        return stop.value
+
+
+def _ready(
+    loop: asyncio.AbstractEventLoop,
+    fileno: int,
+    wanted: int,
+    deadline: float | None,
+    watches: set[Callable[[], None]],
+) -> int:
+    future: asyncio.Future[int] = loop.create_future()
+
+    def now(state: int) -> None:
+        if not future.done():
+            future.set_result(state)
+
+    def stop() -> None:
+        # Before the descriptor is closed: its number may be used again at once.
+        if stop in watches:
+            watches.discard(stop)
+            if wanted & waiting.WAIT_R:
+                loop.remove_reader(fileno)
+            if wanted & waiting.WAIT_W:
+                loop.remove_writer(fileno)
+            now(waiting.READY_RW)
+
+    if wanted & waiting.WAIT_R:
+        loop.add_reader(fileno, now, waiting.READY_R)
+    if wanted & waiting.WAIT_W:
+        loop.add_writer(fileno, now, waiting.READY_W)
+    watches.add(stop)
+    timer = None if deadline is None else loop.call_at(deadline, now, 0)
+    try:
+        return bridge.pause(future)
+    finally:
+        stop()
+        if timer is not None:
+            timer.cancel()
+
+
+# Cursors.
+
+
+class _Watched:
+    """What is put before a project's cursor class."""
+
+    __slots__ = ()
+
+    _conn: Any
+
+    def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+        self._conn.watch(query)
+        return super().execute(query, *args, **kwargs)  # type: ignore[misc]
+
+    def executemany(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+        self._conn.watch(query)
+        return super().executemany(query, *args, **kwargs)  # type: ignore[misc]
+
+    def copy(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
+        self._conn.watch(statement)
+        return super().copy(statement, *args, **kwargs)  # type: ignore[misc]
+
+    def stream(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+        self._conn.watch(query)
+        return super().stream(query, *args, **kwargs)  # type: ignore[misc]
+
+
+class _ServerSide(_Watched):
+    """A server-side cursor whose `close` never waits."""
+
+    __slots__ = ()
+
+    def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+        described = self._described  # type: ignore[attr-defined]
+        result = super().execute(query, *args, **kwargs)
+        if not described:
+            self._conn.open_cursors += 1
+        return result
+
+    def close(self) -> None:
+        connection: WaitingConnection = self._conn
+        if self.closed:  # type: ignore[attr-defined]
+            return
+        if self._described:  # type: ignore[attr-defined]
+            connection.open_cursors -= 1
+            # Those without hold end with their transaction, by themselves.
+            holds = self._withhold  # type: ignore[attr-defined]
+            if not connection.closed and (holds or connection.pgconn.transaction_status == INTRANS):
+                connection.closed_cursors.append(self._name)  # type: ignore[attr-defined]
+        self._close()  # type: ignore[attr-defined]
+
+
+@lru_cache(maxsize=64)
+def _watched(factory: type) -> Any:
+    if issubclass(factory, _Watched):
+        return factory
+    return type(factory.__name__, (_Watched, factory), {"__slots__": ()})
+
+
+@lru_cache(maxsize=64)
+def _server_side(kind: type) -> Any:
+    return type(kind.__name__, (_ServerSide, kind), {"__slots__": ()})
+
+
+# State of the session.
+
+_BLANK = r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*"
+_STATE = re.compile(
+    rf"""
+    # A statement that begins with one of these words,
+    (?:^|;){_BLANK}(?:
+        SET\b(?!\s+(?:LOCAL|TRANSACTION|CONSTRAINTS)\b)
+        | RESET\b | LISTEN\b | UNLISTEN\b | PREPARE\b(?!\s+TRANSACTION\b) | DISCARD\b | LOAD\b
+        | DECLARE\b | DO\b | CALL\b | DEALLOCATE\b
+    )
+    # or has one of these anywhere.
+    | \bset_config\s*\((?!\s*[^(),]+,[^(),]+,\s*true\s*\))
+    | \bpg_(?:try_)?advisory_(?:lock|unlock)
+    | \b(?:TEMP|TEMPORARY)\b | \bpg_temp\b
+    | \bdblink_connect | \blo_open\b
+    """,
+    re.IGNORECASE | re.VERBOSE | re.DOTALL,
+)
+
+
+@lru_cache(maxsize=4096)
+def makes_session_state(statement: str) -> bool:
+    """Whether what follows a statement on its connection may depend on it."""
+    return _STATE.search(statement) is not None
+
+
+# The wrapper.
+
+
+class _Database:
+    """psycopg's module, with another `connect`."""
+
+    connect = WaitingConnection.connect
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(psycopg, name)
+
+
+class PostgreSQL(borrow.Wrapper):
+    """What is put before Django's PostgreSQL wrapper, or a subclass of it."""
+
+    Database = _Database()
+
+    @classmethod
+    def base(cls) -> type:
+        return DatabaseWrapper
+
+    @classmethod
+    def why_not(cls, name: str) -> str | None:
+        if not is_psycopg3:
+            return "has the driver psycopg2, which can't wait on the loop (install psycopg 3)"
+        if psycopg_version() < (3, 2):
+            return f"has psycopg {psycopg.__version__}, and 3.2 is the first that is known"
+        return None
+
+    def driver(self) -> Driver:
+        """As Django configures the connections of psycopg's pool."""
+
+        def make() -> Any:
+            params = {**self.get_connection_params(), "autocommit": True}  # type: ignore[attr-defined]
+            connection = WaitingConnection.connect(**params)
+            try:
+                configure(connection)
+            except BaseException:
+                connection.close()
+                raise
+            return connection
+
+        def configure(connection: Any) -> None:
+            self._configure_connection(connection)  # type: ignore[attr-defined]
+            connection.session_state = False
+
+        def check(connection: Any) -> bool:
+            try:
+                connection.execute("SELECT 1")
+            except psycopg.Error:
+                return False
+            return True
+
+        def clean(connection: Any) -> None:
+            if connection.pgconn.transaction_status == ACTIVE:
+                # Nobody knows what it is doing.
+                connection.close()
+                return
+            connection.closed_cursors.clear()
+            connection.rollback()
+            if not connection.autocommit:
+                connection.autocommit = True
+            connection.execute("CLOSE ALL")
+            if connection.session_state:
+                connection.execute("DISCARD ALL")
+                connection._prepared.clear()
+                configure(connection)
+            connection.open_cursors = 0
+            connection.suspect = False
+
+        healthy = check if self.settings_dict["CONN_HEALTH_CHECKS"] else None
+        return Driver(make, healthy, clean)
+
+    # Django's backend gets and returns its connections as from psycopg's pool.
+
+    @property
+    def pool(self) -> Any:
+        return _Lender(self) if self.borrows else None
+
+    def close_pool(self) -> None:
+        """The time zone changes: connections that are lent from now on have the new one."""
+        if self._lender is not None:
+            self._lender.close()
+
+    def create_cursor(self, name: str | None = None) -> Any:
+        cursor = super().create_cursor(name)  # type: ignore[misc]
+        if name:
+            kind: Any = type(cursor)
+            cursor.__class__ = _server_side(kind)
+        return cursor
+
+
+class _Lender:
+    """What Django's backend takes for its pool."""
+
+    def __init__(self, wrapper: PostgreSQL) -> None:
+        self._wrapper = wrapper
+
+    def open(self) -> None:
+        """Nothing: connections are made when they are first asked for."""
+
+    def close(self) -> None:
+        self._wrapper.close_pool()
+
+    def getconn(self) -> Any:
+        connection = self._wrapper.borrow()
+        # What the last one may have set on the object, and not in the session.
+        connection._isolation_level = connection._read_only = connection._deferrable = None
+        connection._begin_statement = b""
+        connection._notice_handlers.clear()
+        connection._notify_handlers.clear()
+        connection._notifies_backlog.clear()
+        return connection

@@ -1,0 +1,268 @@
+"""Locks that tasks on the loop and threads wait for alike, first come, first served.
+
+An *actor* is what may hold one: a task (its code in a bridge waits, and the loop
+goes on) or a thread. A thread that `off_loop` sent a task's code to acts for that
+task, so it may use what the task holds.
+
+`Turn` is a lock with one holder, reentrant for its actor. `Turns` is that of one
+database wrapper: it is held for each statement, and knows about blocks.
+
+A *block* is what `atomic` opens. They nest, and a context variable says in which
+one code runs: a child task is in the block that it was started in. Rule: **only
+code of the innermost open block may use the connection**, one statement at a
+time. So the children of a task in a transaction may query in it, and one that
+opens a block of its own (a savepoint) has the connection to itself until it
+ends; a task that was started before the transaction waits for its end. Two
+blocks never interleave, and no statement slips into a block of another task.
+
+Waits have a time limit, since a task may wait for its own child, and an error
+that names who holds what is waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from asyncio import current_task
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import ContextVar
+from typing import Any, ParamSpec, TypeVar
+
+from . import bridge
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Actor = Any  # a task, or a thread's ident
+
+
+def actor() -> Actor:
+    """Who runs here: the task whose bridge this is, or this thread."""
+    if asyncio._get_running_loop() is not None:
+        return current_task()
+    return _thread.acting_for or threading.get_ident()
+
+
+def acting(actor: Actor, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call `fn` on this thread as `actor`, who waits for it meanwhile."""
+    before, _thread.acting_for = _thread.acting_for, actor
+    try:
+        return fn(*args, **kwargs)
+    finally:
+        _thread.acting_for = before
+
+
+def name_of(actor: Actor) -> str:
+    """For an error that names a holder."""
+    if isinstance(actor, asyncio.Task):
+        return f"the task {actor.get_name()} ({actor.get_coro()!r})"
+    return f"the thread {actor}"
+
+
+class Parking:
+    """Where one actor waits until somebody wakes it."""
+
+    __slots__ = ("_event", "_future", "_loop", "actor", "block", "value")
+
+    def __init__(self) -> None:
+        self.actor = actor()
+        # What it waited for, once it is handed over.
+        self.value: Any = None
+        self.block: Block | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        if bridge.in_bridge():
+            self._loop = asyncio.get_running_loop()
+            self._future: asyncio.Future[bool] = self._loop.create_future()
+        else:
+            self._event = threading.Event()
+
+    def wait(self, timeout: float) -> bool:
+        """Whether it was woken within `timeout` seconds. May raise `CancelledError`."""
+        if self._loop is None:
+            return self._event.wait(timeout)
+        timer = self._loop.call_later(timeout, self._set, False)
+        try:
+            return bridge.pause(self._future)
+        finally:
+            timer.cancel()
+
+    def wake(self) -> None:
+        """From any thread."""
+        if self._loop is None:
+            self._event.set()
+        elif asyncio._get_running_loop() is self._loop:
+            self._set(True)
+        else:
+            # A closed loop took whoever waited with it.
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._set, True)
+
+    def _set(self, woken: bool) -> None:
+        if not self._future.done():
+            self._future.set_result(woken)
+
+
+class Turn:
+    """A lock with one holder at a time, in the order in which it was asked for.
+
+    `describe` makes the error of a wait that took `timeout` seconds, of the holder.
+    """
+
+    def __init__(self, timeout: float, describe: Callable[[str], Exception]) -> None:
+        self.timeout = timeout
+        self.holder: Actor = None
+        self._describe = describe
+        self._lock = threading.Lock()
+        self._waiting: deque[Parking] = deque()
+        self._depth = 0
+
+    def __enter__(self) -> None:
+        self.take()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.release()
+
+    def take(self) -> None:
+        """Wait for the turn. Raises what `describe` makes, and `CancelledError`."""
+        me = actor()
+        with self._lock:
+            if self.holder == me:
+                self._depth += 1
+                return
+            if self.holder is None and self._may(self._block()):
+                self.holder, self._depth = me, 1
+                return
+            parking = Parking()
+            parking.block = self._block()
+            self._waiting.append(parking)
+        try:
+            woken = parking.wait(self.timeout)
+        except BaseException:
+            if not self._withdraw(parking):
+                self.release()
+            raise
+        # It may have been given in the last moment.
+        if not woken and self._withdraw(parking):
+            raise self._describe(self._who())
+
+    def try_take(self) -> bool:
+        """Take it if that needs no waiting; says whether it did."""
+        me = actor()
+        with self._lock:
+            if self.holder is not None or not self._may(self._block()):
+                return False
+            self.holder, self._depth = me, 1
+            return True
+
+    def release(self) -> None:
+        with self._lock:
+            self._depth -= 1
+            if self._depth == 0:
+                self.holder = None
+                self._next()
+
+    def _block(self) -> Block | None:
+        return None
+
+    def _may(self, block: Block | None) -> bool:
+        """Whether code in that block may have the turn, which is free."""
+        return True
+
+    def _who(self) -> str:
+        return "nobody" if self.holder is None else name_of(self.holder)
+
+    def _next(self) -> None:
+        """Give it to the first who may have it. Needs the lock."""
+        if self.holder is None:
+            for parking in self._waiting:
+                if self._may(parking.block):
+                    self._waiting.remove(parking)
+                    self.holder, self._depth = parking.actor, 1
+                    parking.value = self
+                    parking.wake()
+                    return
+
+    def _withdraw(self, parking: Parking) -> bool:
+        """Wait no more. False if the turn had been given."""
+        with self._lock:
+            if parking.value is None:
+                self._waiting.remove(parking)
+                return True
+            return False
+
+
+class Block:
+    """One `atomic` block that is open on a wrapper."""
+
+    __slots__ = ("actor", "began", "open", "parent")
+
+    def __init__(self, parent: Block | None) -> None:
+        self.parent = parent
+        self.actor = actor()
+        self.open = True
+        self.began = time.monotonic()
+
+
+# The innermost block that the code here is in, on each wrapper.
+_blocks: ContextVar[dict[Turns, Block] | None] = ContextVar("greenroom.blocks", default=None)
+
+
+class Turns(Turn):
+    """The turns of one wrapper; see the rule above."""
+
+    def __init__(self, timeout: float, describe: Callable[[str], Exception]) -> None:
+        super().__init__(timeout, describe)
+        self.innermost: Block | None = None
+
+    def open(self) -> Block:
+        """Begin a block within the one that the caller is in, whose turn it is."""
+        block = self.innermost = Block(self._block())
+        _blocks.set({**(_blocks.get() or {}), self: block})
+        return block
+
+    def end(self, block: Block) -> None:
+        """End a block, and with it those within that somebody left open."""
+        inner = self.innermost
+        while inner is not None and inner is not block:
+            inner.open = False
+            inner = inner.parent
+        block.open = False
+        blocks = dict(_blocks.get() or {})
+        if block.parent is not None:
+            blocks[self] = block.parent
+        else:
+            blocks.pop(self, None)
+        _blocks.set(blocks)
+        with self._lock:
+            if inner is block:
+                self.innermost = block.parent
+            self._next()
+
+    def _block(self) -> Block | None:
+        blocks = _blocks.get()
+        return _still_open(blocks.get(self)) if blocks else None
+
+    def _may(self, block: Block | None) -> bool:
+        return self.innermost is _still_open(block)
+
+    def _who(self) -> str:
+        if self.holder is not None or self.innermost is None:
+            return super()._who()
+        seconds = time.monotonic() - self.innermost.began
+        return f"{name_of(self.innermost.actor)}, in an atomic block for {seconds:.1f} s"
+
+
+def _still_open(block: Block | None) -> Block | None:
+    while block is not None and not block.open:
+        block = block.parent
+    return block
+
+
+class _Thread(threading.local):
+    acting_for: Actor = None
+
+
+_thread = _Thread()

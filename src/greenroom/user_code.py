@@ -1,0 +1,195 @@
+"""Code that Django calls from beneath, and that nobody read, leaves the loop.
+
+Called in a bridge, these run on a thread, on the request's database connection:
+
+- receivers of Django's signals of models, connections and log-ins
+- file storages, behind `FieldFile`, and files of sessions
+- password hashers, which keep a processor busy for a tenth of a second and more
+- caches that do I/O, or are not known: every backend but locmem, dummy and db
+
+(Callbacks of `on_commit` likewise: `greenroom.db.borrow`.)
+
+A receiver or callback that is known to be loop-safe, or marked, stays.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import lru_cache, partial, wraps
+from typing import Any
+
+from asgiref.sync import iscoroutinefunction, sync_to_async
+from django.contrib.auth import hashers
+from django.contrib.auth.signals import user_logged_in, user_logged_out, user_login_failed
+from django.contrib.sessions.backends import file as file_sessions
+from django.core.cache import caches
+from django.core.cache.backends.base import BaseCache
+from django.core.files.images import ImageFile
+from django.db.backends.signals import connection_created
+from django.db.models import signals
+from django.db.models.fields.files import FieldFile
+from django.dispatch import Signal
+
+from . import bridge, loops
+from .bridge import in_bridge
+from .db import borrow
+from .off_loop import off_loop
+from .placement import dotted_name, is_itself, why_unsafe
+
+# The signals whose receivers Django calls in the middle of something else.
+SIGNALS = frozenset(
+    id(signal)
+    for signal in (
+        signals.pre_init,
+        signals.post_init,
+        signals.pre_save,
+        signals.post_save,
+        signals.pre_delete,
+        signals.post_delete,
+        signals.m2m_changed,
+        connection_created,
+        user_logged_in,
+        user_logged_out,
+        user_login_failed,
+    )
+)
+
+
+def is_loop_safe(code: Any) -> bool:
+    """Whether a receiver or callback may be called on the loop."""
+    function = getattr(code, "__func__", code)
+    name = dotted_name(function)
+    if name.startswith("django.") and is_itself(function, name):
+        return True
+    return why_unsafe(code) is None
+
+
+borrow.is_loop_safe = is_loop_safe
+
+
+def _sender_of(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def send(self: Signal, sender: Any, **named: Any) -> Any:
+        if (
+            self.receivers
+            and id(self) in SIGNALS
+            and in_bridge()
+            and not all(is_loop_safe(each) for each in self._live_receivers(sender)[0])
+        ):
+            return off_loop(original, self, sender, **named)
+        return original(self, sender, **named)
+
+    return send
+
+
+def _off(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that runs off the loop."""
+
+    @wraps(original)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return off_loop(original, self, *args, **kwargs)
+
+    return method
+
+
+_plain_hashers = hashers.get_hashers
+
+
+@lru_cache
+def get_hashers() -> list[Any]:
+    """Django's, with the slow methods off the loop."""
+    found: list[Any] = _plain_hashers.__wrapped__()  # type: ignore[attr-defined]
+    for hasher in found:
+        for name in ("verify", "encode", "harden_runtime"):
+            setattr(hasher, name, partial(off_loop, getattr(hasher, name)))
+    return found
+
+
+# Their methods wait for nothing but the database.
+QUICK_CACHES = (
+    "django.core.cache.backends.db.DatabaseCache",
+    "django.core.cache.backends.dummy.DummyCache",
+    "django.core.cache.backends.locmem.LocMemCache",
+)
+
+
+class ThreadClients:
+    """Cache clients: one per thread and alias where requests are served.
+
+    Elsewhere they stay where Django keeps them.
+    """
+
+    def __init__(self, original: Any) -> None:
+        self.__dict__["_original"] = original
+        self.__dict__["_own"] = threading.local()
+
+    def _clients(self) -> Any:
+        serving = bridge.thread_wait() is not None or loops.current() is not None
+        return self.__dict__["_own" if serving else "_original"]
+
+    def __getattr__(self, alias: str) -> Any:
+        return getattr(self._clients(), alias)
+
+    def __setattr__(self, alias: str, client: Any) -> None:
+        if loops.current() is not None and dotted_name(client) not in QUICK_CACHES:
+            client = SlowCache(alias, client)
+        setattr(self._clients(), alias, client)
+
+    def __delattr__(self, alias: str) -> None:
+        delattr(self._clients(), alias)
+
+
+class SlowCache:
+    """A cache client on the loop's thread: its calls go to the client of a thread.
+
+    `client` answers for what isn't called. It is never used for I/O.
+    """
+
+    def __init__(self, alias: str, client: Any) -> None:
+        self._alias = alias
+        self._client = client
+        # `isinstance` sees the backend.
+        self._kind = type(client)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return self._kind
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._client, name)
+        if not callable(value) or name.startswith("_") or name in ("make_key", "validate_key"):
+            return value
+        if not iscoroutinefunction(value):
+            return partial(off_loop, self._call, name)
+        if getattr(self._kind, name) is not getattr(BaseCache, name, None):
+            # The backend's own coroutine.
+            return value
+        return partial(sync_to_async(self._call), name.removeprefix("a"))
+
+    def close(self, **kwargs: Any) -> None:
+        """Nothing: the clients that have connections are those of threads."""
+
+    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        return getattr(caches[self._alias], name)(*args, **kwargs)
+
+    def __contains__(self, key: Any) -> bool:
+        return bool(off_loop(self._call, "__contains__", key))
+
+
+def apply() -> None:
+    """Replace what `greenroom.patches` names."""
+    Signal.send = _sender_of(Signal.send)  # type: ignore[method-assign]
+    Signal.send_robust = _sender_of(Signal.send_robust)  # type: ignore[method-assign]
+    for owner, names in (
+        (FieldFile, ("save", "delete", "open")),
+        (ImageFile, ("_get_image_dimensions",)),
+        (file_sessions.SessionStore, ("load", "save", "delete", "exists")),
+    ):
+        for name in names:
+            setattr(owner, name, _off(getattr(owner, name)))
+    size = FieldFile.size.fget  # type: ignore[attr-defined]
+    FieldFile.size = property(_off(size))  # type: ignore[assignment,method-assign]
+    hashers.get_hashers = get_hashers
+    hashers.get_hashers_by_algorithm.cache_clear()  # type: ignore[attr-defined]
+    caches._connections = ThreadClients(caches._connections)  # type: ignore[attr-defined]
