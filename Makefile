@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Debian keeps the server's commands off the PATH.
 POSTGRESQL := "initdb /usr/lib/postgresql/*/bin/initdb" postgresql
 
-.PHONY: demo test lint format bench coverage clean
+.PHONY: demo test conformance lint format bench coverage clean
 
 # The demo on http://127.0.0.1:8000 (PORT=… for another port).
 demo: $(STAMP)
@@ -20,6 +20,14 @@ test: $(STAMP)
 	@scripts/debian.sh chromium chromium "the tests in a browser are skipped" || true
 	@scripts/debian.sh $(POSTGRESQL) "the tests on PostgreSQL are skipped" || true
 	$(BIN)/python scripts/matrix.py $(if $(ALL),,--newest)
+
+# Django's own tests in a bridge on the event loop, on SQLite and PostgreSQL, compared with
+# plain Django: more of them than `make test` runs. SUITES="basic queries" for some;
+# DATABASE=sqlite, LOOP=uvloop for one.
+conformance: $(STAMP)
+	@scripts/debian.sh $(POSTGRESQL) "nothing can be compared on it"
+	GREENROOM_CONFORMANCE_SUITES="$(or $(SUITES),all)" $(BIN)/python -m pytest -q -s \
+	    -p no:randomly tests/conformance -k "$(or $(DATABASE),test) and $(or $(LOOP),test)"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,0 +1,211 @@
+"""Django's own tests: which, where they come from, one run of them, and what may differ.
+
+A run is a process of `runner.py`. What it reports in a bridge is compared with what it
+reports without, test by test: a test that Django itself skips or fails on a database must
+be skipped or fail here too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import django
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+
+# What `make test` runs, on the newest pair of Python and Django.
+SUITES = [
+    "aggregation",
+    "async",
+    "backends",
+    "basic",
+    "lookup",
+    "prefetch_related",
+    "queries",
+    "select_for_update",
+    "transactions",
+]
+
+# What `make conformance` runs besides.
+MORE = [
+    "aggregation_regress",
+    "annotations",
+    "bulk_create",
+    "composite_pk",
+    "constraints",
+    "custom_columns",
+    "custom_managers",
+    "custom_pk",
+    "datatypes",
+    "dates",
+    "datetimes",
+    "db_functions",
+    "db_utils",
+    "defer",
+    "defer_regress",
+    "delete",
+    "delete_regress",
+    "expressions",
+    "expressions_case",
+    "expressions_window",
+    "extra_regress",
+    "filtered_relation",
+    "force_insert_update",
+    "foreign_object",
+    "from_db_value",
+    "generic_relations",
+    "get_or_create",
+    "introspection",
+    "known_related_objects",
+    "m2m_regress",
+    "m2m_through",
+    "m2m_through_regress",
+    "many_to_many",
+    "many_to_one",
+    "model_fields",
+    "model_forms",
+    "model_formsets",
+    "model_inheritance",
+    "model_regress",
+    "multiple_database",
+    "one_to_one",
+    "ordering",
+    "pagination",
+    "proxy_models",
+    "raw_query",
+    "save_delete_hooks",
+    "select_related",
+    "select_related_regress",
+    "serializers",
+    "signals",
+    "timezones",
+    "transaction_hooks",
+    "update",
+    "update_only_fields",
+]
+
+# Tests that come out differently, by their id, and why this is right.
+DIFFERENCES: dict[str, str] = {
+    "async.tests.DatabaseConnectionTest.test_get_async_connection": (
+        "It wants SynchronousOnlyOperation where a loop runs. In a bridge the query waits; the "
+        "test gets as far as the ban on queries in a SimpleTestCase."
+    ),
+    "async.tests.ViewTests.test_http_method_not_allowed_responds_correctly": (
+        "It calls asyncio.run(), which no code can where a loop runs."
+    ),
+    "async.tests.ViewTests.test_options_handler_responds_correctly": (
+        "It calls asyncio.run(), which no code can where a loop runs."
+    ),
+}
+
+# The most seconds of one run.
+TIMEOUT = 1200
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came out of one run."""
+
+    outcomes: dict[str, str]
+    details: dict[str, str]
+    queries: int
+    queries_in_bridge: int
+    suspensions: int
+    seconds: float
+    # Of the process, and what it wrote.
+    status: int
+    output: str
+
+    @property
+    def by_test(self) -> dict[str, dict[str, str]]:
+        """The outcomes of each test: its own, and those of subtests that didn't succeed."""
+        tests: dict[str, dict[str, str]] = {}
+        for name, outcome in self.outcomes.items():
+            head, _, rest = name.partition(" ")
+            # "setUpClass (backends.tests.Some)" is no subtest.
+            test = name if head in {"setUpClass", "tearDownClass"} or not rest else head
+            tests.setdefault(test, {})[name] = outcome
+        return tests
+
+    def counts(self) -> str:
+        outcomes = list(self.outcomes.values())
+        return ", ".join(f"{outcomes.count(each)} {each}" for each in sorted(set(outcomes)))
+
+
+def sources() -> Path:
+    """The `tests` of the source distribution of the Django that is installed, kept in .venvs."""
+    folder = ROOT / ".venvs" / "django" / django.__version__
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as name:
+            temporary = Path(name)
+            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+            pip += ["--no-binary", ":all:", "--dest", name, f"django=={django.__version__}"]
+            subprocess.run(pip, check=True, stdin=subprocess.DEVNULL)
+            [archive] = temporary.glob("*.tar.gz")
+            with tarfile.open(archive) as tar:
+                tar.extractall(temporary / "unpacked", filter="data")
+            [unpacked] = (temporary / "unpacked").iterdir()
+            # Another process may have been first.
+            with contextlib.suppress(OSError):
+                unpacked.rename(folder)
+    return folder / "tests"
+
+
+def run(labels: list[str], loop: str, databases: dict[str, Any], folder: Path) -> Run:
+    """Run Django's tests `labels` on `databases`, with `folder` for what they write.
+
+    `loop`: "asyncio" or "uvloop", or "stock" for plain Django without a loop.
+    """
+    result = folder / "result.json"
+    command = [sys.executable, str(HERE / "runner.py"), "--tests", str(sources()), "--loop", loop]
+    command += ["--result", str(result), "--timeout", str(TIMEOUT), *labels]
+    ran = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        timeout=TIMEOUT + 60,
+        check=False,
+        env={
+            **os.environ,
+            "GREENROOM_CONFORMANCE_DATABASES": json.dumps(databases),
+            "TMPDIR": str(folder),
+        },
+    )
+    if not result.exists():
+        raise RuntimeError(f"no result of {' '.join(command)}:\n{ran.stdout[-20_000:]}")
+    report = json.loads(result.read_text())
+    return Run(**report, status=ran.returncode, output=ran.stdout)
+
+
+def differences(stock: Run, ours: Run) -> list[str]:
+    """What came out differently and is not in `DIFFERENCES`, or is there and did not."""
+    found = []
+    theirs, here = stock.by_test, ours.by_test
+    for test in sorted({*theirs, *here}):
+        before, after = theirs.get(test, {}), here.get(test, {})
+        if before == after and test in DIFFERENCES:
+            found.append(f"{test}\n  is as in Django now: remove it from DIFFERENCES")
+        if before == after or test in DIFFERENCES:
+            continue
+        names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+        for name in names:
+            detail = ours.details.get(name) or stock.details.get(name, "")
+            found.append(
+                f"{name}\n  {before.get(name, 'absent')} in Django, {after.get(name, 'absent')} "
+                f"here\n{detail.strip()}"
+            )
+    return found
