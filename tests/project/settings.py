@@ -12,6 +12,7 @@ INSTALLED_APPS = [
     "django.contrib.sessions",
     "django.contrib.messages",
     "rest_framework",
+    "project.shop",
 ]
 ROOT_URLCONF = "project.urls"
 MIDDLEWARE: list[str] = []
