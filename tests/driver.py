@@ -14,6 +14,7 @@ from django.core.cache import caches
 from django.test import override_settings
 
 from greenroom.application import AsyncDjangoApplication
+from greenroom.db import borrow
 from greenroom.loops import Home
 from greenroom.threads import Threads
 
@@ -184,6 +185,7 @@ class Site:
             finally:
                 await self.idle()
                 await self.home.aclose()
+                borrow.drain()
 
         with asyncio.Runner(loop_factory=self._loop_factory) as runner:
             return runner.run(whole())

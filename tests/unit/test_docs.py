@@ -9,10 +9,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from django.http import HttpResponse, JsonResponse
+from django.db import connection
+from django.db.models import F
+from django.http import HttpResponse
 from django.test import RequestFactory, override_settings
 
-from greenroom import conf
+import greenroom
+from driver import Site
+from greenroom import bridge, conf
 from greenroom.application import AsyncDjangoApplication
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,30 +45,79 @@ def test_the_three_lines() -> None:
     assert load_class(run(gunicorn)["worker_class"]) is Worker
 
 
+class Asked:
+    """A service, or a model, that notes what it is asked, and whether in a transaction."""
+
+    def __init__(self) -> None:
+        self.notes: list[Any] = []
+
+    def note(self, *what: Any) -> None:
+        # A real query, on the connection of the transaction.
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+        self.notes.append((*what, connection.in_atomic_block))
+
+    @property
+    def objects(self) -> Any:
+        return SimpleNamespace(select_for_update=lambda: SimpleNamespace(get=self.get))
+
+    def get(self, pk: int) -> Any:
+        self.note("get", pk)
+        invoices = SimpleNamespace(create=lambda ref: self.note("invoice", ref))
+        customer = SimpleNamespace(invoices=invoices, name="Ada")
+        return SimpleNamespace(customer=customer, save=lambda: self.note("save"))
+
+    async def post(self, path: str, json: Any) -> Any:
+        await asyncio.sleep(0)
+        return SimpleNamespace(json=lambda: {"id": json["order"] * 2})
+
+
+def answer_of(view: Any, *args: Any) -> Any:
+    """What the view answers on the loop."""
+
+    async def call() -> Any:
+        return await view(*args)
+
+    async def main(site: Site) -> Any:
+        return await asyncio.create_task(bridge.bridged(call)())
+
+    with Site("loop") as site:
+        return site.run(main)
+
+
 def test_the_view() -> None:
-    made: list[Any] = []
-
-    class Offers:
-        async def acreate(self, **values: Any) -> None:
-            made.append(values)
-
-    class Objects:
-        async def aget(self, pk: int) -> Any:
-            return SimpleNamespace(pk=pk, offers=Offers())
-
-    class Client:
-        async def post(self, path: str, json: Any) -> Any:
-            return SimpleNamespace(json=lambda: {"price": json["article"] * 2})
-
-    view = run(
-        blocks("README.md")[1],
-        Article=SimpleNamespace(objects=Objects()),
-        JsonResponse=JsonResponse,
-    )["offer"]
+    asked = Asked()
     request = RequestFactory().get("/")
-    request.lifespan = Client()
-    answer = asyncio.run(view(request, 4))
-    assert (answer.content, made) == (b'{"price": 8}', [{"price": 8}])
+    request.lifespan = asked
+    answer = answer_of(run(blocks("README.md")[1], Order=asked)["pay"], request, 4)
+    assert answer.content == b'{"ok": true}'
+    assert asked.notes == [("get", 4, True), ("invoice", 8, True)]
+
+
+def test_the_database() -> None:
+    pay, move, setting = blocks("docs/database.md")
+    asked, receipts = Asked(), []
+    names = {"Order": asked, "payments": asked, "receipts": receipts}
+    answer = answer_of(run(pay, **names)["pay"], None, 4)
+    assert answer.content == b'{"customer": "Ada"}'
+    assert (asked.notes, receipts) == ([("get", 4, True), ("save", True)], [8])
+
+    updates: list[Any] = []
+
+    class Account:
+        class objects:
+            @staticmethod
+            def filter(pk: int) -> Any:
+                async def aupdate(balance: Any) -> None:
+                    updates.append((pk, str(balance), connection.in_atomic_block))
+
+                return SimpleNamespace(aupdate=aupdate)
+
+    moved = run(move, Account=Account, F=F, greenroom=greenroom)["move"]
+    answer_of(moved, 1, 2, 30)
+    assert updates == [(1, "F(balance) - Value(30)", True), (2, "F(balance) + Value(30)", True)]
+    with override_settings(GREENROOM=run(setting)["GREENROOM"]):
+        assert conf.settings().db_lease_of("default") == "request"
 
 
 def test_settings() -> None:

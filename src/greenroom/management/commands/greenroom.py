@@ -1,4 +1,8 @@
-"""``manage.py greenroom``: each URL pattern, where it runs, and what holds it there."""
+"""``manage.py greenroom``: each URL pattern, where it runs, and what holds it there.
+
+Also the module-level locks and thread-locals of the project and its apps, which
+matter where code on the loop queries while it uses them.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from greenroom import handler, warm
+from greenroom import handler, locks, warm
 from greenroom.application import AsyncDjangoApplication
 from greenroom.placement import views
 
@@ -25,6 +29,7 @@ class Command(BaseCommand):
         chain.load_middleware()
         rows = [(route, name, chain.judge.place(view)) for route, name, view in views()]
         held = chain.judge.surroundings()
+        found = list(locks.find())
         if options["json"]:
             self.stdout.write(
                 json.dumps(
@@ -40,6 +45,7 @@ class Command(BaseCommand):
                             }
                             for route, name, placement in rows
                         ],
+                        "locks": [{"name": each.name, "kind": each.kind} for each in found],
                     },
                     indent=2,
                 )
@@ -53,3 +59,7 @@ class Command(BaseCommand):
             self.stdout.write(f"{where:6} /{route:{width}}  {reason}".rstrip())
         for reason in held:
             self.stdout.write(f"Every coroutine view is on a thread: {reason}.")
+        if found:
+            self.stdout.write("Locks and thread-locals of modules (see docs/database.md):")
+            for each in found:
+                self.stdout.write(f"  {each.kind:20} {each.name}")
