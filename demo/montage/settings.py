@@ -21,7 +21,7 @@ ALLOWED_HOSTS = ["127.0.0.1", "localhost", "[::1]"]
 INSTALLED_APPS = [
     "greenroom",
     "montage",
-    "montage.apps.MontageAdminConfig",
+    "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
@@ -39,32 +39,18 @@ MONTAGE_UPSTREAM = os.environ.get(
 )
 MONTAGE_TIMEOUT = 2.0  # seconds that a page waits for one service
 
-# Sessions, log-in and the event loop.
-#
-# Middlewares that only compute run on the event loop around a coroutine view. One that reads the
-# database would move *every* coroutine view of the site onto a thread, for the sake of the few
-# pages behind a log-in. So:
-#
-# - Sessions and messages are kept in signed cookies, which need no I/O. The price: a session
-#   holds no secrets (its user can read it), and log-out makes the browser forget the cookie
-#   but cannot revoke a copy of it; a new password does. Django's docs say more:
-#   https://docs.djangoproject.com/en/stable/topics/http/sessions/#using-cookie-based-sessions
-# - `request.user` comes from the database. AuthenticationMiddleware is therefore not in this
-#   list: the admin site, which alone wants it, wraps its own views in it (adminsite.py).
-#   The admin's check E408 looks for it in this list only, so it is silenced; tests/demo
-#   holds what E408 stands for: strangers are refused, log-in and log-out work.
+# Those of `startproject`. All run on the event loop around a coroutine view, and what they ask of
+# the database waits there.
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
-SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
 SESSION_COOKIE_AGE = 8 * 60 * 60
-MESSAGE_STORAGE = "django.contrib.messages.storage.cookie.CookieStorage"
-SILENCED_SYSTEM_CHECKS = ["admin.E408"]
 
 if django.VERSION >= (6, 0):
     # Nothing comes from elsewhere and nothing is inline, here or in the admin.
@@ -99,6 +85,8 @@ DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": os.environ.get("MONTAGE_DATABASE") or BASE_DIR / "montage.sqlite3",
+        # Writers wait for each other, rather than be refused when they have read before.
+        "OPTIONS": {"transaction_mode": "IMMEDIATE"},
     }
 }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"

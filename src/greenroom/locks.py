@@ -41,9 +41,8 @@ def find() -> Iterator[Found]:
     packages = _packages()
     seen: set[int] = set()
     for module_name, module in sorted(sys.modules.items()):
-        if module is None or module_name.partition(".")[0] not in packages:
-            continue
-        if f"{module_name}.".startswith(_READ):
+        package = module_name.partition(".")[0]
+        if package not in packages or f"{module_name}.".startswith(_READ):
             continue
         for name, value in sorted(vars(module).items()):
             for kind, called in _KINDS:

@@ -1,6 +1,4 @@
-"""The admin brings its own `request.user` (adminsite.py), so what
-a system check cannot see is held here.
-"""
+"""The admin, beneath the middlewares of `startproject`: strangers, log-in, log-out, forms."""
 
 import re
 
