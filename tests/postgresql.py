@@ -37,6 +37,8 @@ _OURS = "greenroom-tests"
 # stop("immediate"), so synchronous_commit stays on; it costs no more than a write.
 _OPTIONS = {
     "listen_addresses": "",
+    # initdb would take it from TZ, which Django sets.
+    "timezone": "UTC",
     "fsync": "off",
     "full_page_writes": "off",
     "max_connections": "200",
