@@ -290,9 +290,15 @@ class Wrapper:
         """A connection of the pool. It is this scope's until it is given back."""
         scope = self.scope
         assert scope is not None
+        if scope.closed:
+            raise self._not_ours()
         if self._lender is None or self._lender.closed:
             self._lender = pool_of(self)
         connection = self._lender.lend(scope.name)
+        if scope.closed:
+            # A child task that outlives the request: nobody would give it back.
+            self._lender.give_back(connection)
+            raise self._not_ours()
         connection.holder = scope
         return connection
 
@@ -327,6 +333,15 @@ class Wrapper:
     def after_interruption(self) -> None:
         """A statement was cancelled while it ran."""
 
+    def _not_ours(self) -> DatabaseError:
+        scope = self.scope
+        assert scope is not None
+        return DatabaseError(
+            f"This connection to the database {self.alias!r} belongs to {scope.name}"
+            f"{', which has ended' if scope.closed else ''}. Take it from "
+            "django.db.connections where it is used, and don't keep it."
+        )
+
     def _pool_options(self) -> Any:
         return self.settings_dict["OPTIONS"].get("pool")
 
@@ -345,11 +360,7 @@ class Wrapper:
         if self.scope is None:
             super().validate_thread_sharing()  # type: ignore[misc]
         elif self.scope.closed or self.scope is not _scope.get():
-            raise DatabaseError(
-                f"This connection to the database {self.alias!r} belongs to {self.scope.name}"
-                f"{', which has ended' if self.scope.closed else ''}. Take it from "
-                "django.db.connections where it is used, and don't keep it."
-            )
+            raise self._not_ours()
 
     def connect(self) -> None:
         with self.turns:

@@ -71,9 +71,10 @@ class WaitingConnection(psycopg.Connection[Any]):
         self._watches: set[Callable[[], None]] = set()
         # An error on it may mean that it is broken.
         self.suspect = False
-        # Server-side cursors that were closed, and those that are open.
+        # Server-side cursors that were closed, and those that are open, by name. One that
+        # is closed when its connection is another request's is in neither.
         self.closed_cursors: list[str] = []
-        self.open_cursors = 0
+        self.open_cursors: set[str] = set()
         # psycopg's is a threading.Lock, held while it waits.
         self.lock = Turn(CANCEL, _busy)  # type: ignore[assignment]
 
@@ -328,21 +329,29 @@ class _ServerSide(_Watched):
 
     def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
         described = self._described  # type: ignore[attr-defined]
-        result = super().execute(query, *args, **kwargs)
+        try:
+            result = super().execute(query, *args, **kwargs)
+        except Exception:
+            raise
+        except BaseException:
+            # It may exist, whatever psycopg knows of it.
+            self._conn.suspect = True
+            raise
         if not described:
-            self._conn.open_cursors += 1
+            self._conn.open_cursors.add(self._name)  # type: ignore[attr-defined]
         return result
 
     def close(self) -> None:
         connection: WaitingConnection = self._conn
         if self.closed:  # type: ignore[attr-defined]
             return
-        if self._described:  # type: ignore[attr-defined]
-            connection.open_cursors -= 1
+        name: str = self._name  # type: ignore[attr-defined]
+        if name in connection.open_cursors:
+            connection.open_cursors.discard(name)
             # Those without hold end with their transaction, by themselves.
             holds = self._withhold  # type: ignore[attr-defined]
             if not connection.closed and (holds or connection.pgconn.transaction_status == INTRANS):
-                connection.closed_cursors.append(self._name)  # type: ignore[attr-defined]
+                connection.closed_cursors.append(name)
         self._close()  # type: ignore[attr-defined]
 
 
@@ -443,7 +452,9 @@ class PostgreSQL(borrow.Wrapper):
                 # Nobody knows what it is doing.
                 connection.close()
                 return
+            # Those that somebody still refers to close nothing from here on.
             connection.closed_cursors.clear()
+            connection.open_cursors.clear()
             connection.rollback()
             if not connection.autocommit:
                 connection.autocommit = True
@@ -452,7 +463,6 @@ class PostgreSQL(borrow.Wrapper):
                 connection.execute("DISCARD ALL")
                 connection._prepared.clear()
                 configure(connection)
-            connection.open_cursors = 0
             connection.suspect = False
 
         healthy = check if self.settings_dict["CONN_HEALTH_CHECKS"] else None
