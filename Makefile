@@ -44,6 +44,7 @@ bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet -r bench/requirements.txt
 	@scripts/debian.sh wrk wrk "nothing can be measured"
 	$(BIN)/python bench/waiting.py
+	$(BIN)/python bench/queries.py
 
 coverage: $(STAMP)
 	$(BIN)/coverage erase

@@ -149,12 +149,14 @@ class Turn:
             raise self._describe(self._who())
 
     def try_take(self) -> bool:
-        """Take it if that needs no waiting; says whether it did."""
-        me = actor()
+        """Take it if that needs no waiting; says whether it did. It isn't reentrant.
+
+        Nobody's: when a task suspends, a thread may have begun to act for it.
+        """
         with self._lock:
             if self.holder is not None or not self._may(self._block()):
                 return False
-            self.holder, self._depth = me, 1
+            self.holder, self._depth = "what gives it back", 1
             return True
 
     def release(self) -> None:
@@ -197,12 +199,14 @@ class Turn:
 class Block:
     """One `atomic` block that is open on a wrapper."""
 
-    __slots__ = ("actor", "began", "open", "parent")
+    __slots__ = ("aborted", "actor", "began", "open", "parent")
 
     def __init__(self, parent: Block | None) -> None:
         self.parent = parent
         self.actor = actor()
         self.open = True
+        # Whether the block around it ended before it did.
+        self.aborted = False
         self.began = time.monotonic()
 
 
@@ -211,11 +215,31 @@ _blocks: ContextVar[dict[Turns, Block] | None] = ContextVar("greenroom.blocks", 
 
 
 class Turns(Turn):
-    """The turns of one wrapper; see the rule above."""
+    """The turns of one wrapper; see the rule above.
 
-    def __init__(self, timeout: float, describe: Callable[[str], Exception]) -> None:
+    `aborted` makes the error for the code of a block that ended with the one around it.
+    """
+
+    def __init__(
+        self,
+        timeout: float,
+        describe: Callable[[str], Exception],
+        aborted: Callable[[], Exception],
+    ) -> None:
         super().__init__(timeout, describe)
         self.innermost: Block | None = None
+        self.aborted = aborted
+
+    def take(self) -> None:
+        block = self.entered()
+        if block is not None and block.aborted:
+            raise self.aborted()
+        super().take()
+
+    def entered(self) -> Block | None:
+        """The block that the code here entered last, and hasn't left."""
+        blocks = _blocks.get()
+        return blocks.get(self) if blocks else None
 
     def open(self) -> Block:
         """Begin a block within the one that the caller is in, whose turn it is."""
@@ -228,6 +252,7 @@ class Turns(Turn):
         inner = self.innermost
         while inner is not None and inner is not block:
             inner.open = False
+            inner.aborted = True
             inner = inner.parent
         block.open = False
         blocks = dict(_blocks.get() or {})
@@ -242,8 +267,7 @@ class Turns(Turn):
             self._next()
 
     def _block(self) -> Block | None:
-        blocks = _blocks.get()
-        return _still_open(blocks.get(self)) if blocks else None
+        return _still_open(self.entered())
 
     def _may(self, block: Block | None) -> bool:
         return self.innermost is _still_open(block)

@@ -38,7 +38,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import lru_cache, update_wrapper
+from functools import lru_cache, partial, update_wrapper
 from typing import Any
 
 from django.core.exceptions import SynchronousOnlyOperation
@@ -62,12 +62,14 @@ class Scope:
     `own`: the wrappers of the thread that serves the request, by alias.
     """
 
-    __slots__ = ("closed", "name", "own", "thread", "wrappers")
+    __slots__ = ("closed", "name", "own", "shared", "thread", "wrappers")
 
     def __init__(self, name: str, own: dict[str, Any] | None = None) -> None:
         self.name = name
         self.own = own is not None
         self.thread = threading.get_ident()
+        # Whether somebody said that one of its connections may be used elsewhere too.
+        self.shared = False
         self.wrappers: dict[str, Any] = {} if own is None else own
         self.closed = False
 
@@ -75,13 +77,16 @@ class Scope:
         """Whether all wrappers that it has can be used on the loop."""
         return not self.own or all(isinstance(each, Wrapper) for each in self.wrappers.values())
 
-    def suspend(self) -> None:
-        """Give back what isn't needed at the moment. Never waits."""
+    def suspend(self) -> bool:
+        """Give back what isn't needed at the moment; says whether more is held. Never waits."""
         if self.own or self.closed:
-            return
+            return False
+        held = False
         with _unguarded():
             for wrapper in list(self.wrappers.values()):
                 wrapper.give_back_if_idle()
+                held = held or wrapper.connection is not None
+        return held
 
     def close(self) -> None:
         """End it, and give back all. Never waits: what is left open ends elsewhere."""
@@ -275,7 +280,13 @@ class Wrapper:
         # Counts the connections that it had, so that a cursor knows whether its is gone.
         self.lease = 0
         self._lender: Pool | None = None
-        self.turns = Turns(limits_of(self.alias).timeout, self._turn_expired)
+        # With nothing that refers to this wrapper: one is made for each request.
+        seconds = limits_of(self.alias).timeout
+        self.turns = Turns(
+            seconds, partial(_turn_expired, self.alias, seconds), partial(_aborted, self.alias)
+        )
+        # A connection that was borrowed and isn't `connection` yet.
+        self._lent: Any = None
         # The blocks that `atomic` opened, outermost first.
         self.blocks: list[Any] = []
         # Whether hooks of a commit wait for the end of its block, and are due.
@@ -287,6 +298,11 @@ class Wrapper:
         return self.scope is not None and (not self.scope.own or bool(self._pool_options()))
 
     def borrow(self) -> Any:
+        """The connection for Django's `connect`, lent by the pool."""
+        lent, self._lent = self._lent, None
+        return self._borrow() if lent is None else lent
+
+    def _borrow(self) -> Any:
         """A connection of the pool. It is this scope's until it is given back."""
         scope = self.scope
         assert scope is not None
@@ -303,17 +319,18 @@ class Wrapper:
         return connection
 
     def give_back_if_idle(self) -> None:
-        if (
-            self.connection is None
-            or self.in_atomic_block
-            or not self.autocommit
-            or conf.settings().db_lease_of(self.alias) == "request"
-            or not self.connection.is_clean()
-            or not self.turns.try_take()
-        ):
+        if self.connection is None or not self.turns.try_take():
             return
+        # Looked at in our turn: a thread may work for the request meanwhile.
         try:
-            self.close()
+            if (
+                self.connection is not None
+                and self.autocommit
+                and not self.in_atomic_block
+                and conf.settings().db_lease_of(self.alias) != "request"
+                and self.connection.is_idle()
+            ):
+                self._close_in_turn()
         finally:
             self.turns.release()
 
@@ -345,35 +362,46 @@ class Wrapper:
     def _pool_options(self) -> Any:
         return self.settings_dict["OPTIONS"].get("pool")
 
-    def _turn_expired(self, holder: str) -> Exception:
-        return OperationalError(
-            f"The connection to the database {self.alias!r} was not free within "
-            f"{self.turns.timeout:g} s: it is used by {holder}. The tasks of a request share its "
-            "connection, one statement at a time, and one block at a time in a transaction: don't "
-            "wait for a task that needs it while you hold it."
-        )
-
     # Django's methods.
 
     def validate_thread_sharing(self) -> None:
         """In the place of Django's rule, one thread a wrapper: one scope a wrapper."""
         if self.scope is None:
             super().validate_thread_sharing()  # type: ignore[misc]
-        elif self.scope.closed or self.scope is not _scope.get():
+        elif self.scope.closed or (
+            self.scope is not _scope.get() and not self.allow_thread_sharing  # type: ignore[attr-defined]
+        ):
             raise self._not_ours()
+
+    def inc_thread_sharing(self) -> None:
+        """Also as Django has it: code that says so may use it wherever it is."""
+        super().inc_thread_sharing()  # type: ignore[misc]
+        if self.scope is not None:
+            self.scope.shared = True
 
     def connect(self) -> None:
         with self.turns:
             self._remember()
-            bridge.shielded(super().connect)  # type: ignore[misc]
             self.lease += 1
+            try:
+                if self.borrows:
+                    # Not shielded: it may have to wait for a free one.
+                    self._lent = self._borrow()
+                bridge.shielded(super().connect)  # type: ignore[misc]
+            finally:
+                lent, self._lent = self._lent, None
+                if lent is not None:
+                    lent._pool.give_back(lent)
 
     def close(self) -> None:
         with self.turns:
-            if self.borrows and self.connection is not None and self.errors_occurred:
-                self.connection.suspect = True
-                self.errors_occurred = False
-            bridge.shielded(super().close)  # type: ignore[misc]
+            bridge.shielded(self._close_in_turn)
+
+    def _close_in_turn(self) -> None:
+        if self.borrows and self.connection is not None and self.errors_occurred:
+            self.connection.suspect = True
+            self.errors_occurred = False
+        super().close()  # type: ignore[misc]
 
     def close_if_unusable_or_obsolete(self) -> None:
         """A borrowed connection is given back: its age and health are the pool's affair."""
@@ -445,6 +473,23 @@ class Wrapper:
         return cursor
 
 
+def _aborted(alias: str) -> Exception:
+    return DatabaseError(
+        f"The transaction on the database {alias!r} was rolled back before this atomic block "
+        "ended, since the block around it did. Let a task wait in its block for the tasks that it "
+        "started there."
+    )
+
+
+def _turn_expired(alias: str, seconds: float, holder: str) -> Exception:
+    return OperationalError(
+        f"The connection to the database {alias!r} was not free within {seconds:g} s: it is used "
+        f"by {holder}. The tasks of a request share its connection, one statement at a time, and "
+        "one block at a time in a transaction: don't wait for a task that needs it while you hold "
+        "it."
+    )
+
+
 class _Cursor:
     """What is put before Django's cursor classes."""
 
@@ -493,6 +538,9 @@ class _Hook:
 
     def __call__(self) -> None:
         _user_code(self.func)
+
+    def __repr__(self) -> str:
+        return repr(self.func)
 
 
 def _user_code(func: Callable[[], object]) -> object:
@@ -554,6 +602,13 @@ def limits_of(alias: str) -> Limits:
         timeout=options.get("timeout") or given.db_timeout_of(alias),
         max_age=settings.get("CONN_MAX_AGE", 0),
         keep=options.get("min_size", 0),
+    )
+
+
+def is_lent_elsewhere(holder: Any) -> bool:
+    """Whether a connection with that holder is not for the code that runs here."""
+    return (
+        holder is not None and holder is not _scope.get() and not getattr(holder, "shared", False)
     )
 
 

@@ -68,7 +68,7 @@ class WaitingConnection(psycopg.Connection[Any]):
         self.made_at = time.monotonic()
         self.session_state = False
         # What ends the waits for its socket that are under way, on the loop.
-        self._watches: set[Callable[[], None]] = set()
+        self._watches: set[_Watch] = set()
         # An error on it may mean that it is broken.
         self.suspect = False
         # Server-side cursors that were closed, and those that are open, by name. One that
@@ -81,9 +81,6 @@ class WaitingConnection(psycopg.Connection[Any]):
     @classmethod
     def connect(cls, conninfo: str = "", **kwargs: Any) -> Any:
         """As psycopg's; in a bridge, names are resolved without blocking the loop."""
-        factory = kwargs.get("cursor_factory")
-        if factory is not None:
-            kwargs["cursor_factory"] = _watched(factory)
         if not bridge.in_bridge():
             return super().connect(conninfo, **kwargs)
         known = {name: kwargs.pop(name) for name in _OF_PSYCOPG if name in kwargs}
@@ -96,10 +93,16 @@ class WaitingConnection(psycopg.Connection[Any]):
                 logger.debug("A host could not be reached: %s", exc)
         return super().connect(**known, **attempts[-1])
 
+    def cursor(self, *args: Any, **kwargs: Any) -> Any:
+        cursor = super().cursor(*args, **kwargs)
+        kind: Any = type(cursor)
+        cursor.__class__ = _watched(kind)
+        return cursor
+
     def wait(
         self, gen: Generator[Any, Any, T], interval: float = 0.1, timeout: float | None = None
     ) -> T:
-        if self.holder is not None and self.holder is not borrow._scope.get():
+        if borrow.is_lent_elsewhere(self.holder):
             gen.close()
             raise psycopg.InterfaceError(
                 "This connection was given back, and is another request's: take it from "
@@ -125,8 +128,8 @@ class WaitingConnection(psycopg.Connection[Any]):
 
     def close(self) -> None:
         """Close it. Whoever waits for it on the loop gets an error."""
-        for stop in list(self._watches):
-            stop()
+        for watch in list(self._watches):
+            watch.stop()
         super().close()
 
     def _cancel(self, gen: Generator[Any, Any, Any]) -> None:
@@ -156,13 +159,14 @@ class WaitingConnection(psycopg.Connection[Any]):
         return bool(self.pgconn.status == pq.ConnStatus.OK)
 
     def is_clean(self) -> bool:
+        return self.is_idle() and not self.suspect and not self.closed_cursors
+
+    def is_idle(self) -> bool:
         return (
             self.pgconn.transaction_status == IDLE
             and self._autocommit
             and not self.session_state
-            and not self.suspect
             and not self.open_cursors
-            and not self.closed_cursors
             and self._pipeline is None
             and self.lock.holder is None  # type: ignore[attr-defined]
         )
@@ -238,7 +242,7 @@ def _wait(
     gen: Any,
     place: Callable[[Any], tuple[int, int]],
     timeout: float | None,
-    watches: set[Callable[[], None]],
+    watches: set[_Watch],
 ) -> Any:
     """Run one of psycopg's generators to its end, on the loop.
 
@@ -250,49 +254,55 @@ def _wait(
     try:
         wanted = next(gen)
         while True:
-            ready = _ready(loop, *place(wanted), deadline, watches)
-            wanted = gen.send(ready)
+            wanted = gen.send(_Watch(loop, *place(wanted), watches).wait(deadline))
             if deadline is not None and loop.time() >= deadline:
                 raise errors._WaitTimeout("wait timeout expired")
     except StopIteration as stop:
         return stop.value
 
 
-def _ready(
-    loop: asyncio.AbstractEventLoop,
-    fileno: int,
-    wanted: int,
-    deadline: float | None,
-    watches: set[Callable[[], None]],
-) -> int:
-    future: asyncio.Future[int] = loop.create_future()
+class _Watch:
+    """One wait for a socket, on the loop. In no cycle: there is one for each statement."""
 
-    def now(state: int) -> None:
-        if not future.done():
-            future.set_result(state)
+    __slots__ = ("fileno", "future", "loop", "wanted", "watches")
 
-    def stop() -> None:
-        # Before the descriptor is closed: its number may be used again at once.
-        if stop in watches:
-            watches.discard(stop)
-            if wanted & waiting.WAIT_R:
-                loop.remove_reader(fileno)
-            if wanted & waiting.WAIT_W:
-                loop.remove_writer(fileno)
-            now(waiting.READY_RW)
+    def __init__(self, loop: Any, fileno: int, wanted: int, watches: set[_Watch]) -> None:
+        self.loop = loop
+        self.fileno = fileno
+        self.wanted = wanted
+        self.watches = watches
+        self.future: asyncio.Future[int] = loop.create_future()
 
-    if wanted & waiting.WAIT_R:
-        loop.add_reader(fileno, now, waiting.READY_R)
-    if wanted & waiting.WAIT_W:
-        loop.add_writer(fileno, now, waiting.READY_W)
-    watches.add(stop)
-    timer = None if deadline is None else loop.call_at(deadline, now, 0)
-    try:
-        return bridge.pause(future)
-    finally:
-        stop()
-        if timer is not None:
-            timer.cancel()
+    def wait(self, deadline: float | None) -> int:
+        """What is ready: bits as psycopg has them, 0 when the time is over."""
+        ready = _set, self.future
+        if self.wanted & waiting.WAIT_R:
+            self.loop.add_reader(self.fileno, *ready, waiting.READY_R)
+        if self.wanted & waiting.WAIT_W:
+            self.loop.add_writer(self.fileno, *ready, waiting.READY_W)
+        self.watches.add(self)
+        timer = None if deadline is None else self.loop.call_at(deadline, *ready, 0)
+        try:
+            return bridge.pause(self.future)
+        finally:
+            self.stop()
+            if timer is not None:
+                timer.cancel()
+
+    def stop(self) -> None:
+        """Before the descriptor is closed: its number may be used again at once."""
+        if self in self.watches:
+            self.watches.discard(self)
+            if self.wanted & waiting.WAIT_R:
+                self.loop.remove_reader(self.fileno)
+            if self.wanted & waiting.WAIT_W:
+                self.loop.remove_writer(self.fileno)
+            _set(self.future, waiting.READY_RW)
+
+
+def _set(future: asyncio.Future[int], state: int) -> None:
+    if not future.done():
+        future.set_result(state)
 
 
 # Cursors.

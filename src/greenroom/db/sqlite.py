@@ -72,7 +72,7 @@ class WaitingConnection(sqlite3.Connection):
 
     def call(self, fn: Callable[..., T], *args: Any) -> T:
         """Run `fn(*args)`, which uses this connection, where it blocks nobody."""
-        if self.holder is not None and self.holder is not borrow._scope.get():
+        if borrow.is_lent_elsewhere(self.holder):
             raise sqlite3.ProgrammingError(
                 "This connection was given back, and is another request's: take it from "
                 "django.db.connection where it is used, and don't keep it."
@@ -157,7 +157,10 @@ class WaitingConnection(sqlite3.Connection):
         return not self._closed
 
     def is_clean(self) -> bool:
-        return not (self.in_transaction or self.session_state or self.unread or self.suspect)
+        return self.is_idle() and not self.suspect
+
+    def is_idle(self) -> bool:
+        return not (self.in_transaction or self.session_state or self.unread)
 
 
 class _Cursor(sqlite3.Cursor):
