@@ -83,6 +83,7 @@ class AsyncDjangoApplication:
             django.setup(set_prefix=False)
         patches.apply()
         self.settings = conf.settings()
+        borrow.check_settings()
         self.handler = handler.Handler(type(self))
         self.handler.load_middleware()
         if self.settings.lifespan is not None:

@@ -1,6 +1,7 @@
 """System checks: settings that are wrong, and known code in an unread version.
 
-``greenroom.E001``  the ``GREENROOM`` setting has an unknown key or a bad value
+``greenroom.E001``  the ``GREENROOM`` setting, or ``OPTIONS["pool"]`` of a database, has an
+unknown key or a bad value
 ``greenroom.W001``  a middleware is known to be loop-safe in other versions than
 the one installed, so that it holds coroutine views on threads
 """
@@ -15,6 +16,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
 from . import conf
+from .db import borrow
 from .placement import OTHERS, dotted_name, why_unsafe
 
 
@@ -26,6 +28,7 @@ def register() -> None:
 def check_settings(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
     try:
         conf.settings()
+        borrow.check_settings()
     except ImproperlyConfigured as exc:
         return [checks.Error(str(exc), id="greenroom.E001")]
     return []

@@ -10,7 +10,8 @@ from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
 
 from greenroom.application import AsyncDjangoApplication
-from greenroom.conf import Settings, settings
+from greenroom.conf import Settings, pool_options, settings
+from greenroom.db.borrow import check_settings
 
 
 def test_defaults() -> None:
@@ -31,6 +32,10 @@ def test_defaults() -> None:
         ({"QUEUE_TIMEOUT": "1"}, "must be a positive number of seconds"),
         ({"CANCEL_ON_DISCONNECT": 1}, "must be True or False"),
         ({"LIFESPAN": 1}, "must be a dotted name or None"),
+        ({"DB_MAX_CONNECTIONS": 0}, "must be a positive integer"),
+        ({"DB_TIMEOUT": {"default": "ten"}}, r"\['DB_TIMEOUT'\]\['default'\] must be a positive"),
+        ({"DB_LEASE": {"default": "auto", "other": "view"}}, r"\['other'\] must be \"auto\" or"),
+        ({"DB_TIMEOUT": {"elsewhere": 3}}, "names 'elsewhere', which is not in DATABASES"),
         ([], "GREENROOM must be a dict, not list"),
     ],
 )
@@ -38,6 +43,7 @@ def test_refused(given: Any, message: str) -> None:
     with override_settings(GREENROOM=given):
         with pytest.raises(ImproperlyConfigured, match=message):
             settings()
+            check_settings()
         with pytest.raises(ImproperlyConfigured, match=message):
             AsyncDjangoApplication()
         assert "greenroom.E001" in [message.id for message in run_checks()]
@@ -58,3 +64,41 @@ def test_a_lifespan_that_is_none_is_refused(name: str) -> None:
         pytest.raises(ImproperlyConfigured, match=f"names '{name}'"),
     ):
         AsyncDjangoApplication()
+
+
+def test_by_alias() -> None:
+    given = {"DB_MAX_CONNECTIONS": {"other": 5}, "DB_TIMEOUT": 2, "DB_LEASE": {"other": "request"}}
+    with override_settings(GREENROOM=given):
+        assert settings().db_max_connections_of("default") == 20
+        assert settings().db_max_connections_of("other") == 5
+        assert settings().db_timeout_of("default") == 2.0
+        assert settings().db_lease_of("default") == "auto"
+        assert settings().db_lease_of("other") == "request"
+        assert len({settings(): None}) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "must be True or a dict"),
+        ({"max_lifetime": 60}, "has the key 'max_lifetime', .* Known keys: max_size, min_size, ti"),
+        ({"max_size": 0}, r"\['max_size'\] must be a positive number"),
+        ({"timeout": True}, r"\['timeout'\] must be a positive number"),
+        ({"max_size": 2, "min_size": 3}, "a max_size below its min_size"),
+    ],
+)
+def test_pool_options_are_refused(options: Any, message: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match=message):
+        pool_options("default", options)
+
+
+def test_pool_options_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    from django.db import connections
+
+    from greenroom.db.borrow import limits_of
+
+    options = {"pool": {"max_size": 7, "min_size": 0, "timeout": 1.5}}
+    monkeypatch.setitem(connections.settings["default"], "OPTIONS", options)
+    monkeypatch.setitem(connections.settings["default"], "CONN_MAX_AGE", 60)
+    limits = limits_of("default")
+    assert (limits.limit, limits.timeout, limits.max_age, limits.keep) == (7, 1.5, 60, 0)

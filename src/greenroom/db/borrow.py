@@ -41,7 +41,7 @@ from contextvars import ContextVar
 from functools import lru_cache, partial, update_wrapper
 from typing import Any
 
-from django.core.exceptions import SynchronousOnlyOperation
+from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 from django.db import DatabaseError, OperationalError, connections
 from django.db.utils import load_backend
 
@@ -603,6 +603,20 @@ def limits_of(alias: str) -> Limits:
         max_age=settings.get("CONN_MAX_AGE", 0),
         keep=options.get("min_size", 0),
     )
+
+
+def check_settings() -> None:
+    """Raises `ImproperlyConfigured` for limits that make no sense, of any database."""
+    for alias in connections:
+        limits_of(alias)
+    for key in ("db_max_connections", "db_timeout", "db_lease"):
+        value = getattr(conf.settings(), key)
+        for alias in dict(value) if isinstance(value, tuple) else ():
+            if alias not in connections.settings:
+                raise ImproperlyConfigured(
+                    f"GREENROOM[{key.upper()!r}] names {alias!r}, which is not in DATABASES "
+                    f"({', '.join(connections.settings)})."
+                )
 
 
 def is_lent_elsewhere(holder: Any) -> bool:
