@@ -43,8 +43,8 @@ for, and never the one that somebody else's work will be found in.
 Cancellation arrives as `CancelledError` raised by `await_`; `finally` and `with`
 blocks run and may `await_`. Code that swallows it is named in the log.
 
-`when_suspended(hook)` has `hook` called once, when the code in this bridge next
-suspends in `await_`, or ends: what was borrowed for a moment is given back then.
+`when_suspended(hook)` has `hook` called when the code in this bridge next suspends in
+`await_`, or ends: what was borrowed for a moment is given back then.
 `pause(future)` suspends without it.
 
 `await_` in a finaliser is refused: `__del__` and the cyclic garbage collector
@@ -248,7 +248,10 @@ def shielded(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
 
 
 def when_suspended(hook: Callable[[], object]) -> None:
-    """Call `hook`, which must not wait, when the code in this bridge next suspends."""
+    """Call `hook`, which must not wait, when the code in this bridge next suspends.
+
+    Where it returns something true, it is called again the next time.
+    """
     cast("_Bridge", getcurrent()).hook = hook
 
 
@@ -316,7 +319,8 @@ class _Bridge(greenlet):
         hook, self.hook = self.hook, None
         if hook is not None:
             try:
-                hook()
+                if hook():
+                    self.hook = hook
             except Exception:
                 logger.exception("An error where a bridge suspended")
 

@@ -34,7 +34,7 @@ from weakref import WeakSet
 
 from django.db import OperationalError
 
-from greenroom.bridge import run
+from greenroom.bridge import run, shielded
 from greenroom.turns import Parking
 
 logger = logging.getLogger("greenroom.db")
@@ -56,6 +56,9 @@ class Connection(Protocol):
 
     def is_clean(self) -> bool:
         """Whether the next request would find it as if new. Does no I/O."""
+
+    def is_idle(self) -> bool:
+        """Whether it may be given back while its request goes on: it may want cleaning."""
 
     def is_alive(self) -> bool:
         """Whether it is still connected, as far as is known without asking."""
@@ -124,9 +127,7 @@ class Pool:
         while True:
             try:
                 if place is None:
-                    connection = self._driver.make()
-                    connection.made_at = time.monotonic()
-                    connection._pool = self
+                    connection = self._make()
                 else:
                     connection = place
                     if not self._is_good(connection):
@@ -193,6 +194,24 @@ class Pool:
         if not woken and self._withdraw(parking):
             raise OperationalError(self._exhausted())
         return None if parking.value is _RIGHT else parking.value
+
+    def _make(self) -> Connection:
+        made: list[Connection] = []
+
+        def make() -> None:
+            connection = self._driver.make()
+            connection.made_at = time.monotonic()
+            connection._pool = self
+            made.append(connection)
+
+        try:
+            shielded(make)
+        except BaseException:
+            # Cancelled meanwhile.
+            for connection in made:
+                connection.close()
+            raise
+        return made[0]
 
     def _is_good(self, connection: Connection) -> bool:
         age = time.monotonic() - connection.made_at

@@ -14,11 +14,13 @@ broken transactions. Around it stands what tasks need:
 
 If a child task has still a block open within when the block is left, its end is
 waited for. When the time limit has passed, the connection is closed: what the
-transaction did is rolled back, and the error names the child.
+transaction did is rolled back, and the error names the child, which gets an error
+too wherever it goes on in its block.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar, overload
@@ -29,8 +31,11 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import Atomic
 
 from greenroom import bridge
+from greenroom.turns import Block
 
 from .borrow import Wrapper
+
+logger = logging.getLogger("django.db.backends.base")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -49,59 +54,88 @@ def enter(self: Atomic) -> None:
 
     def begin() -> None:
         nonlocal entered
-        with wrapper.turns:
-            block = wrapper.turns.open()
-            try:
-                _enter(self)
-            except BaseException:
-                wrapper.turns.end(block)
-                raise
-            wrapper.blocks.append(block)
-            entered = True
+        block = wrapper.turns.open()
+        try:
+            _enter(self)
+        except BaseException:
+            wrapper.turns.end(block)
+            raise
+        wrapper.blocks.append(block)
+        entered = True
 
-    try:
-        bridge.shielded(begin)
-    except BaseException as exc:
-        if entered:
-            leave(self, type(exc), exc, exc.__traceback__)
-        raise
+    with wrapper.turns:
+        if not wrapper.in_atomic_block:
+            # May wait for a free one, which can be cancelled.
+            wrapper.ensure_connection()
+        try:
+            bridge.shielded(begin)
+        except BaseException as exc:
+            if entered:
+                leave(self, type(exc), exc, exc.__traceback__)
+            raise
 
 
 @wraps(_exit)
 def leave(self: Atomic, exc_type: Any, exc_value: Any, traceback: Any) -> None:
     """What ``Atomic.__exit__`` is replaced by."""
-    wrapper = connections[self.using or DEFAULT_DB_ALIAS]
-    if not isinstance(wrapper, Wrapper) or not wrapper.blocks:
+    wrapper: Any = connections[self.using or DEFAULT_DB_ALIAS]
+    block = wrapper.turns.entered() if isinstance(wrapper, Wrapper) else None
+    if block is None:
         _exit(self, exc_type, exc_value, traceback)
-        return
-    bridge.shielded(_leave, self, wrapper, exc_type, exc_value, traceback)
+    elif not block.open:
+        # With the block around it, which did not wait any longer.
+        wrapper.turns.end(block)
+        if exc_type is None:
+            raise wrapper.turns.aborted()
+    else:
+        bridge.shielded(_leave, self, wrapper, block, exc_type, exc_value, traceback)
 
 
-def _leave(self: Atomic, wrapper: Any, exc_type: Any, exc_value: Any, traceback: Any) -> None:
-    block = wrapper.blocks[-1]
+def _leave(
+    self: Atomic, wrapper: Any, block: Block, exc_type: Any, exc_value: Any, traceback: Any
+) -> None:
     expired: DatabaseError | None = None
     turns = wrapper.turns
+    wrapper._remember()
     try:
         turns.take()
     except DatabaseError as exc:
         # Somebody else is in the middle of it, and stays there.
         expired = exc
         BaseDatabaseWrapper.close.__wrapped__(wrapper)  # type: ignore[attr-defined]
-    outermost = len(wrapper.blocks) == 1
+        # What Django noted of the blocks within, which it would take for this one's.
+        depth = wrapper.blocks.index(block)
+        del wrapper.savepoint_ids[depth:], wrapper.atomic_blocks[depth + 1 :]
+    hooks: list[Any] = []
     try:
-        wrapper.hooks_held = outermost
+        wrapper.hooks_held = wrapper.blocks[0] is block
         _exit(self, exc_type, exc_value, traceback)
     finally:
         wrapper.hooks_held = False
-        due, wrapper.hooks_due = wrapper.hooks_due, False
-        wrapper.blocks.remove(block)
+        if wrapper.hooks_due:
+            wrapper.hooks_due = False
+            # Before the next block, which may have its own, can begin.
+            hooks, wrapper.run_on_commit = wrapper.run_on_commit, []
+        del wrapper.blocks[wrapper.blocks.index(block) :]
         turns.end(block)
         if expired is None:
             turns.release()
     if expired is not None:
         raise expired
-    if due:
-        wrapper.run_and_clear_commit_hooks()
+    _run(hooks)
+
+
+def _run(hooks: list[Any]) -> None:
+    """As Django's `run_and_clear_commit_hooks`."""
+    for _, func, robust in hooks:
+        try:
+            func()
+        except Exception as exc:
+            if not robust:
+                raise
+            logger.error(
+                "Error calling %s in on_commit() (%s).", func.__qualname__, exc, exc_info=True
+            )
 
 
 class CoroutineAtomic(Atomic):
