@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Debian keeps the server's commands off the PATH.
 POSTGRESQL := "initdb /usr/lib/postgresql/*/bin/initdb" postgresql
 
-.PHONY: demo test conformance lint format bench coverage clean
+.PHONY: demo test conformance soak lint format bench coverage clean
 
 # The demo on http://127.0.0.1:8000 (PORT=… for another port).
 demo: $(STAMP)
@@ -28,6 +28,12 @@ conformance: $(STAMP)
 	@scripts/debian.sh $(POSTGRESQL) "nothing can be compared on it"
 	GREENROOM_CONFORMANCE_SUITES="$(or $(SUITES),all)" $(BIN)/python -m pytest -q -s \
 	    -p no:randomly tests/conformance -k "$(or $(DATABASE),test) and $(or $(LOOP),test)"
+
+# 100,000 requests to a site on PostgreSQL, many of which are left or cancelled (a quarter of
+# an hour); `make test` makes fewer. REQUESTS=… for another number, SEED=… to repeat a run.
+soak: $(STAMP)
+	@scripts/debian.sh $(POSTGRESQL) "there is nothing to soak"
+	$(BIN)/python tests/soak.py --requests $(or $(REQUESTS),100000) $(if $(SEED),--seed $(SEED))
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
