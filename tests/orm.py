@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import sqlite3
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -86,11 +87,12 @@ class Database:
         return self.run(lambda ask: ask(view), placement, **more)
 
 
-async def ask(site: Site, view: View, **extra: Any) -> Any:
+async def ask(site: Site, view: View, *, pattern: str = "call", **extra: Any) -> Any:
+    """One request. `pattern`: "plain" for a view that is a plain function."""
     name = f"{getattr(view, '__name__', 'view')}-{next(_numbers)}"
     urls_orm.views[name] = view
     try:
-        answer = await site.ask(f"/call/{name}/", **extra)
+        answer = await site.ask(f"/{pattern}/{name}/", **extra)
         error = urls_orm.errors.pop(name, None)
         result = urls_orm.results.pop(name, None)
     finally:
@@ -117,3 +119,27 @@ async def turns(count: int) -> None:
     """Let the loop turn so many times."""
     for _ in range(count):
         await asyncio.sleep(0)
+
+
+class Pulse:
+    """Measures the loop's longest stall, in seconds, over an ``async with`` block."""
+
+    longest = 0.0
+
+    async def __aenter__(self) -> Pulse:
+        self._task = asyncio.create_task(self._beat())
+        await asyncio.sleep(0)
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await asyncio.sleep(0.002)
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    async def _beat(self) -> None:
+        last = time.monotonic()
+        while True:
+            await asyncio.sleep(0.001)
+            now = time.monotonic()
+            self.longest = max(self.longest, now - last)
+            last = now

@@ -3,7 +3,8 @@
 A handler that mails, sends or queries would hold up every request, and its lock
 would be held over a switch point. `take_off_loop` puts such handlers behind a
 queue with a thread of its own, for records made on the loop's thread; records
-made elsewhere reach them as before.
+made elsewhere reach them as before. There they have the context of the record, and
+database connections of the thread's own, closed as after a request.
 
 Handlers that only write to a local stream or file are left as they are.
 """
@@ -18,6 +19,10 @@ from copy import copy
 from functools import partial
 from queue import SimpleQueue
 from typing import Any
+
+from django.db import close_old_connections
+
+from .db import borrow
 
 # Exactly these classes: a subclass may do anything.
 NON_BLOCKING: frozenset[type[logging.Handler]] = frozenset(
@@ -87,7 +92,10 @@ class OffLoopHandler(logging.handlers.QueueHandler):
         record = copy(record)
         record.msg, record.args = message, None
         write = self.handler.handle if not self._plain else self._write
-        return partial(copy_context().run, write, record), self.handler, record
+        context = copy_context()
+        # Whose transaction may have ended when the record is written.
+        context.run(borrow.forget)
+        return partial(context.run, write, record), self.handler, record
 
     def _write(self, record: logging.LogRecord) -> None:
         self.handler.acquire()
@@ -115,6 +123,9 @@ class _Listener(logging.handlers.QueueListener):
         except Exception:
             # It must not end this thread, and with it all other handlers.
             handler.handleError(record)
+        finally:
+            # As after a request: nobody else closes the connections of this thread.
+            close_old_connections()
 
     def stop(self) -> None:
         for logger, stand_in in self.replaced:

@@ -9,7 +9,7 @@ from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.urls import path
 
-views: dict[str, Callable[[HttpRequest], Awaitable[Any]]] = {}
+views: dict[str, Callable[[HttpRequest], Awaitable[Any] | Any]] = {}
 results: dict[str, Any] = {}
 errors: dict[str, BaseException] = {}
 
@@ -25,4 +25,10 @@ async def call(request: HttpRequest, name: str) -> HttpResponseBase:
     return result if isinstance(result, HttpResponseBase) else HttpResponse()
 
 
-urlpatterns = [path("call/<name>/", call)]
+def plain(request: HttpRequest, name: str) -> HttpResponseBase:
+    """A plain view: `views[name]` is a function."""
+    views[name](request)
+    return HttpResponse()
+
+
+urlpatterns = [path("call/<name>/", call), path("plain/<name>/", plain)]

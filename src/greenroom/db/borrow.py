@@ -126,6 +126,11 @@ def leave(scope: Scope) -> None:
         after.close()
 
 
+def forget() -> None:
+    """Let what runs in this context from now on have the wrappers of its thread."""
+    _scope.set(None)
+
+
 def current() -> Scope | None:
     """The scope of the code that runs here; on the loop there is always one."""
     scope = _scope.get()
@@ -438,6 +443,8 @@ class Wrapper:
             bridge.shielded(super().set_autocommit, *args, **kwargs)  # type: ignore[misc]
 
     def _cursor(self, name: str | None = None) -> Any:
+        # Before it waits for its turn on what is another request's.
+        self.validate_thread_sharing()
         with self.turns:
             self._remember()
             return super()._cursor(name)  # type: ignore[misc]
@@ -507,6 +514,7 @@ class _Cursor:
         return self._in_turn(super().callproc, *args, **kwargs)  # type: ignore[misc]
 
     def _in_turn(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self.db.validate_thread_sharing()
         with self.db.turns:
             self.db._remember()
             if self.lease != self.db.lease or self.db.connection is None:

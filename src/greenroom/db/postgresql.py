@@ -344,8 +344,10 @@ class _ServerSide(_Watched):
         except Exception:
             raise
         except BaseException:
-            # It may exist, whatever psycopg knows of it.
+            # It may exist, whatever psycopg knows of it. Django closes it for an
+            # `Exception` only.
             self._conn.suspect = True
+            self._close()  # type: ignore[attr-defined]
             raise
         if not described:
             self._conn.open_cursors.add(self._name)  # type: ignore[attr-defined]

@@ -235,6 +235,8 @@ class _Cursor(sqlite3.Cursor):
     def close(self) -> None:
         """Never waits: generators close theirs whenever they are collected."""
         self._drop()
+        if self.connection._closed:
+            return
         driver = self.connection._driver
         if driver is not None and asyncio._get_running_loop() is not None:
             driver.later(super().close)
