@@ -120,6 +120,21 @@ def test_the_database() -> None:
         assert conf.settings().db_lease_of("default") == "request"
 
 
+def test_frameworks() -> None:
+    account, report = blocks("docs/frameworks.md")
+    names = run(account)
+    request = RequestFactory().get("/")
+    request.user = SimpleNamespace(username="ada", is_authenticated=True)
+    assert answer_of(names["Account"].as_view(), request).content == b"ada"
+    request.user = SimpleNamespace(is_authenticated=False)
+    refused = names["Account"].as_view()(request)
+    assert refused.status_code == 302
+    with Site("loop") as site:
+        placement = site.app.handler.judge.place(run(report)["report"])
+    assert not placement.on_loop
+    assert placement.coroutine
+
+
 def test_settings() -> None:
     setting, lifespan, views = blocks("docs/settings.md")
     given = run(setting)["GREENROOM"]
