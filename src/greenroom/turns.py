@@ -32,6 +32,7 @@ from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar
 
 from . import bridge
+from .errors import BridgeError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -63,7 +64,10 @@ def name_of(actor: Actor) -> str:
 
 
 class Parking:
-    """Where one actor waits until somebody wakes it."""
+    """Where one actor waits until somebody wakes it.
+
+    Raises `BridgeError` on the loop outside of a bridge, which would block it.
+    """
 
     __slots__ = ("_event", "_future", "_loop", "actor", "block", "value")
 
@@ -73,8 +77,14 @@ class Parking:
         self.value: Any = None
         self.block: Block | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        if bridge.in_bridge():
-            self._loop = asyncio.get_running_loop()
+        if (loop := asyncio._get_running_loop()) is not None:
+            if not bridge.in_bridge():
+                raise BridgeError(
+                    "Synchronous code would have to wait here for another task's use of the "
+                    "database, outside of a bridge of this task: start the task with "
+                    "greenroom.bridged(), or use async with greenroom.atomic()."
+                )
+            self._loop = loop
             self._future: asyncio.Future[bool] = self._loop.create_future()
         else:
             self._event = threading.Event()
@@ -88,6 +98,10 @@ class Parking:
             return bridge.pause(self._future)
         finally:
             timer.cancel()
+
+    def is_lost(self) -> bool:
+        """Whether the loop of whoever waits here was closed."""
+        return self._loop is not None and self._loop.is_closed()
 
     def wake(self) -> None:
         """From any thread."""
@@ -111,13 +125,17 @@ class Turn:
     `describe` makes the error of a wait that took `timeout` seconds, of the holder.
     """
 
-    def __init__(self, timeout: float, describe: Callable[[str], Exception]) -> None:
-        self.timeout = timeout
+    def __init__(
+        self, timeout: float | Callable[[], float], describe: Callable[[str], Exception]
+    ) -> None:
+        # Asked for where somebody has to wait.
+        self._timeout = timeout
         self.holder: Actor = None
         self._describe = describe
         self._lock = threading.Lock()
         self._waiting: deque[Parking] = deque()
         self._depth = 0
+        self._when_free: Callable[[], object] | None = None
 
     def __enter__(self) -> None:
         self.take()
@@ -139,7 +157,7 @@ class Turn:
             parking.block = self._block()
             self._waiting.append(parking)
         try:
-            woken = parking.wait(self.timeout)
+            woken = parking.wait(self._timeout() if callable(self._timeout) else self._timeout)
         except BaseException:
             if not self._withdraw(parking):
                 self.release()
@@ -162,9 +180,26 @@ class Turn:
     def release(self) -> None:
         with self._lock:
             self._depth -= 1
-            if self._depth == 0:
-                self.holder = None
+            if self._depth:
+                return
+            self.holder = None
+            call, self._when_free = self._when_free, None
+            if call is None:
                 self._next()
+                return
+        try:
+            call()
+        finally:
+            with self._lock:
+                self._next()
+
+    def when_free(self, call: Callable[[], object]) -> None:
+        """Call it, which must not wait, once nobody has the turn: at once if nobody has."""
+        with self._lock:
+            if self.holder is not None:
+                self._when_free = call
+                return
+        call()
 
     def _block(self) -> Block | None:
         return None
@@ -180,7 +215,7 @@ class Turn:
         """Give it to the first who may have it. Needs the lock."""
         if self.holder is None:
             for parking in self._waiting:
-                if self._may(parking.block):
+                if self._may(parking.block) and not parking.is_lost():
                     self._waiting.remove(parking)
                     self.holder, self._depth = parking.actor, 1
                     parking.value = self
@@ -222,7 +257,7 @@ class Turns(Turn):
 
     def __init__(
         self,
-        timeout: float,
+        timeout: float | Callable[[], float],
         describe: Callable[[str], Exception],
         aborted: Callable[[], Exception],
     ) -> None:
@@ -249,12 +284,14 @@ class Turns(Turn):
 
     def end(self, block: Block) -> None:
         """End a block, and with it those within that somebody left open."""
-        inner = self.innermost
-        while inner is not None and inner is not block:
-            inner.open = False
-            inner.aborted = True
-            inner = inner.parent
-        block.open = False
+        if block.open:
+            inner = self.innermost
+            while inner is not None and inner is not block:
+                inner.open = False
+                inner.aborted = True
+                inner = inner.parent
+            block.open = False
+            self.innermost = block.parent
         blocks = dict(_blocks.get() or {})
         if block.parent is not None:
             blocks[self] = block.parent
@@ -262,9 +299,14 @@ class Turns(Turn):
             blocks.pop(self, None)
         _blocks.set(blocks)
         with self._lock:
-            if inner is block:
-                self.innermost = block.parent
             self._next()
+
+    def abort(self) -> None:
+        """End all blocks, for code that is still in them."""
+        while (block := self.innermost) is not None:
+            block.open = False
+            block.aborted = True
+            self.innermost = block.parent
 
     def _block(self) -> Block | None:
         return _still_open(self.entered())

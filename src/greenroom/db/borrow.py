@@ -50,10 +50,14 @@ from greenroom.off_loop import off_loop
 from greenroom.turns import Turns
 
 from .pool import Driver, Limits, Pool
+from .pool import user as _scope
 
 logger = logging.getLogger("greenroom.db")
 
-_scope: ContextVar[Scope | None] = ContextVar("greenroom.db.scope", default=None)
+# The `atomic` blocks that the code here is in, each with the wrapper that it was entered on.
+entered_blocks: ContextVar[tuple[tuple[Any, Any], ...]] = ContextVar(
+    "greenroom.db.entered", default=()
+)
 
 
 class Scope:
@@ -62,7 +66,7 @@ class Scope:
     `own`: the wrappers of the thread that serves the request, by alias.
     """
 
-    __slots__ = ("closed", "name", "own", "shared", "thread", "wrappers")
+    __slots__ = ("blocks", "closed", "name", "own", "shared", "thread", "wrappers")
 
     def __init__(self, name: str, own: dict[str, Any] | None = None) -> None:
         self.name = name
@@ -72,6 +76,8 @@ class Scope:
         self.shared = False
         self.wrappers: dict[str, Any] = {} if own is None else own
         self.closed = False
+        # How many blocks were open on each of its own when it began: those of a test case.
+        self.blocks: dict[str, int] = {}
 
     def is_ours(self) -> bool:
         """Whether all wrappers that it has can be used on the loop."""
@@ -95,9 +101,15 @@ class Scope:
         self.closed = True
         if self.own:
             # They are the thread's, whose next request will have them.
-            for wrapper in self.wrappers.values():
+            for alias, wrapper in list(self.wrappers.items()):
                 if isinstance(wrapper, Wrapper):
-                    wrapper.scope = None
+                    if len(wrapper.blocks) > self.blocks.get(alias, 0):
+                        # A child task has one open: the wrapper is of no use to others.
+                        del self.wrappers[alias]
+                        wrapper.ended = True
+                        wrapper.end()
+                    else:
+                        wrapper.scope = None
             return
         wrappers, self.wrappers = self.wrappers, {}
         with _unguarded():
@@ -111,9 +123,10 @@ class Scope:
 def begin(name: str, *, own: bool = False) -> Scope:
     """Give the current context a scope. `own`: that of this thread's wrappers."""
     scope = Scope(name, _wrappers_of_thread() if own else None)
-    for wrapper in scope.wrappers.values():
+    for alias, wrapper in scope.wrappers.items():
         if isinstance(wrapper, Wrapper):
             wrapper.scope = scope
+            scope.blocks[alias] = len(wrapper.blocks)
     _scope.set(scope)
     return scope
 
@@ -133,7 +146,7 @@ def forget() -> None:
 
 def current() -> Scope | None:
     """The scope of the code that runs here; on the loop there is always one."""
-    scope = _scope.get()
+    scope: Scope | None = _scope.get()
     if scope is not None and not scope.closed:
         return scope
     home = loops.current()
@@ -157,7 +170,7 @@ def why_not(alias: str) -> str | None:
 def _why_not(engine: str, name: str) -> str | None:
     if engine == "django.db.backends.dummy":
         return None
-    made = _class_for(load_backend(engine).DatabaseWrapper)
+    made = _class_of(engine)
     if made is None:
         return f"has the engine {engine}, which can't wait on the loop"
     reason: str | None = made.why_not(name)
@@ -204,9 +217,11 @@ def create_connection(original: Callable[..., Any], handler: Any, alias: str) ->
         return original(handler, alias)
     settings = handler.settings[alias]
     reason = _why_not(settings["ENGINE"], str(settings["NAME"]))
-    made = None
-    if reason is None:
-        made = _class_for(load_backend(settings["ENGINE"]).DatabaseWrapper)
+    for _, entered in entered_blocks.get():
+        if entered.alias == alias and isinstance(entered, Wrapper) and entered.has_ended():
+            # Beneath its block, which was rolled back, nothing must be committed.
+            raise entered.turns.aborted()
+    made = _class_of(settings["ENGINE"]) if reason is None else None
     if made is None:
         if reason is not None and asyncio._get_running_loop() is not None:
             raise _refused(alias)
@@ -225,6 +240,11 @@ def _refused(alias: str) -> Exception:
         f"The database {alias!r} {reason}: in a coroutine, use the a… calls of the ORM, or "
         "sync_to_async."
     )
+
+
+@lru_cache(maxsize=64)
+def _class_of(engine: str) -> Any:
+    return _class_for(load_backend(engine).DatabaseWrapper)
 
 
 @lru_cache(maxsize=64)
@@ -286,10 +306,13 @@ class Wrapper:
         self.lease = 0
         self._lender: Pool | None = None
         # With nothing that refers to this wrapper: one is made for each request.
-        seconds = limits_of(self.alias).timeout
         self.turns = Turns(
-            seconds, partial(_turn_expired, self.alias, seconds), partial(_aborted, self.alias)
+            partial(_patience, self.alias),
+            partial(_turn_expired, self.alias),
+            partial(_aborted, self.alias),
         )
+        # Whether its thread goes on without it.
+        self.ended = False
         # A connection that was borrowed and isn't `connection` yet.
         self._lent: Any = None
         # The blocks that `atomic` opened, outermost first.
@@ -339,9 +362,20 @@ class Wrapper:
         finally:
             self.turns.release()
 
+    def has_ended(self) -> bool:
+        return self.ended or (self.scope is not None and not self.scope.own and self.scope.closed)
+
     def end(self) -> None:
-        """The scope ends: give back the connection, in whatever state it is."""
+        """The scope ends: give back the connection, in whatever state it is.
+
+        Where another task or thread is in the middle of a statement, that ends first.
+        """
+        self.turns.when_free(self._end)
+
+    def _end(self) -> None:
         connection, self.connection = self.connection, None
+        self.turns.abort()
+        self.blocks.clear()
         if connection is None:
             return
         if self.in_atomic_block or not self.autocommit:
@@ -350,7 +384,10 @@ class Wrapper:
                 "Leave it where it was begun: with `with transaction.atomic()`.",
                 self.alias,
             )
-        connection._pool.give_back(connection)
+        if self.borrows:
+            connection._pool.give_back(connection)
+        else:
+            connection.close()
 
     def after_interruption(self) -> None:
         """A statement was cancelled while it ran."""
@@ -383,6 +420,11 @@ class Wrapper:
         super().inc_thread_sharing()  # type: ignore[misc]
         if self.scope is not None:
             self.scope.shared = True
+
+    def ensure_connection(self) -> None:
+        # In our turn: another task may be connecting.
+        with self.turns:
+            super().ensure_connection()  # type: ignore[misc]
 
     def connect(self) -> None:
         with self.turns:
@@ -460,7 +502,13 @@ class Wrapper:
         return self._bound(super().make_debug_cursor(cursor))  # type: ignore[misc]
 
     def on_commit(self, func: Any, robust: bool = False) -> None:
-        super().on_commit(_Hook(func) if callable(func) else func, robust)  # type: ignore[misc]
+        func = _Hook(func) if callable(func) else func
+        with self.turns:
+            # In our turn: else the block is another task's.
+            if self.in_atomic_block:
+                super().on_commit(func, robust)  # type: ignore[misc]
+                return
+        super().on_commit(func, robust)  # type: ignore[misc]
 
     def run_and_clear_commit_hooks(self) -> None:
         if self.hooks_held:
@@ -483,17 +531,21 @@ class Wrapper:
 def _aborted(alias: str) -> Exception:
     return DatabaseError(
         f"The transaction on the database {alias!r} was rolled back before this atomic block "
-        "ended, since the block around it did. Let a task wait in its block for the tasks that it "
-        "started there."
+        "ended, since the block around it did, or its request. Let a task wait in its block, and "
+        "a view before it returns, for the tasks that they started there."
     )
 
 
-def _turn_expired(alias: str, seconds: float, holder: str) -> Exception:
+def _patience(alias: str) -> float:
+    return limits_of(alias).timeout
+
+
+def _turn_expired(alias: str, holder: str) -> Exception:
     return OperationalError(
-        f"The connection to the database {alias!r} was not free within {seconds:g} s: it is used "
-        f"by {holder}. The tasks of a request share its connection, one statement at a time, and "
-        "one block at a time in a transaction: don't wait for a task that needs it while you hold "
-        "it."
+        f"The connection to the database {alias!r} was not free within {_patience(alias):g} s: it "
+        f"is used by {holder}. The tasks of a request share its connection, one statement at a "
+        "time, and one block at a time in a transaction: don't wait for a task that needs it while "
+        "you hold it."
     )
 
 

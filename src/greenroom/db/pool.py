@@ -27,8 +27,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextvars import Context
+from contextvars import Context, ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 from weakref import WeakSet
 
@@ -38,6 +39,9 @@ from greenroom.bridge import run, shielded
 from greenroom.turns import Parking
 
 logger = logging.getLogger("greenroom.db")
+
+# Who runs here, by which a connection knows whether it is lent to them: a scope of `borrow`.
+user: ContextVar[Any] = ContextVar("greenroom.db.scope", default=None)
 
 # Seconds until an idle connection is closed where CONN_MAX_AGE is 0.
 IDLE = 10.0
@@ -152,12 +156,17 @@ class Pool:
         elif connection.is_clean():
             self._free(connection)
         elif asyncio._get_running_loop() is None:
-            self._clean(connection)
+            Context().run(self._clean, connection, _Cleaning())
         else:
+            cleaning = _Cleaning()
             # Not in the context of the request, which it must not keep alive.
-            task = asyncio.get_running_loop().create_task(self._clean_later(connection))
+            task = asyncio.get_running_loop().create_task(
+                self._clean_later(connection, cleaning),
+                name="greenroom-clean",
+                context=Context(),
+            )
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(partial(self._cleaned, connection, cleaning))
 
     # So Django's backend calls it.
     putconn = give_back
@@ -177,7 +186,7 @@ class Pool:
     def _take(self) -> Connection | None:
         """An idle connection; None for the right to make one."""
         with self._lock:
-            if not self._waiting:
+            if all(parking.is_lost() for parking in self._waiting):
                 if self._idle:
                     return self._idle.pop()[0]
                 if self._size < self.limits.limit:
@@ -217,7 +226,7 @@ class Pool:
         age = time.monotonic() - connection.made_at
         if self.limits.max_age and age >= self.limits.max_age:
             return False
-        connection.holder = None
+        connection.holder = user.get()
         return connection.is_alive() and (
             self._driver.check is None or self._driver.check(connection)
         )
@@ -225,18 +234,22 @@ class Pool:
     def _free(self, connection: Connection) -> None:
         """Hand a clean connection to the first who waits, or keep it."""
         with self._lock:
-            if self._waiting:
-                self._hand(connection)
+            if self._hand(connection):
                 return
-            self._idle.append((connection, time.monotonic()))
-        self._arm()
+            closed = self.closed
+            if not closed:
+                self._idle.append((connection, time.monotonic()))
+            else:
+                self._size -= 1
+        if closed:
+            connection.close()
+        else:
+            self._arm()
 
     def _vacate(self) -> None:
         """A connection is gone: the first who waits may make another."""
         with self._lock:
-            if self._waiting:
-                self._hand(_RIGHT)
-            else:
+            if not self._hand(_RIGHT):
                 self._size -= 1
 
     def _pass_on(self, value: Any) -> None:
@@ -245,10 +258,15 @@ class Pool:
         else:
             self._free(value)
 
-    def _hand(self, value: Any) -> None:
-        parking = self._waiting.popleft()
-        parking.value = value
-        parking.wake()
+    def _hand(self, value: Any) -> bool:
+        """Give it to the first who waits, if anybody does. Needs the lock."""
+        for parking in self._waiting:
+            if not parking.is_lost():
+                self._waiting.remove(parking)
+                parking.value = value
+                parking.wake()
+                return True
+        return False
 
     def _withdraw(self, parking: Parking) -> bool:
         with self._lock:
@@ -257,26 +275,35 @@ class Pool:
                 return True
             return False
 
-    async def _clean_later(self, connection: Connection) -> None:
-        try:
-            await run(self._clean, connection)
-        except asyncio.CancelledError:
-            # The loop ends. What was interrupted is closed, never pooled.
-            connection.close()
-            self._vacate()
-            raise
+    async def _clean_later(self, connection: Connection, cleaning: _Cleaning) -> None:
+        await run(self._clean, connection, cleaning)
 
-    def _clean(self, connection: Connection) -> None:
+    def _clean(self, connection: Connection, cleaning: _Cleaning) -> None:
+        """In a context of its own: nobody else may use the connection meanwhile."""
+        cleaning.begun = True
+        connection.holder = cleaning
+        user.set(cleaning)
+        clean = False
         try:
-            connection.holder = None
             self._driver.clean(connection)
-            connection.holder = self
+            clean = connection.is_alive() and connection.is_clean() and not self.closed
         except Exception as exc:
             logger.debug("A connection to %r could not be cleaned: %s", self.alias, exc)
-            connection.close()
-        if connection.is_alive() and connection.is_clean() and not self.closed:
-            self._free(connection)
-        else:
+        finally:
+            # What was interrupted is closed, never pooled.
+            connection.holder = self
+            if clean:
+                self._free(connection)
+            else:
+                connection.close()
+                self._vacate()
+
+    def _cleaned(
+        self, connection: Connection, cleaning: _Cleaning, task: asyncio.Task[None]
+    ) -> None:
+        self._tasks.discard(task)
+        if not cleaning.begun:
+            # It was cancelled before: the loop ends.
             connection.close()
             self._vacate()
 
@@ -328,6 +355,14 @@ class Pool:
             f"{more}. Hold transactions and cursors for less time, or raise "
             "GREENROOM['DB_MAX_CONNECTIONS']."
         )
+
+
+class _Cleaning:
+    """Who holds a connection that is being cleaned."""
+
+    begun = False
+    closed = False
+    shared = False
 
 
 class _Right:

@@ -33,7 +33,7 @@ from django.db.transaction import Atomic
 from greenroom import bridge
 from greenroom.turns import Block
 
-from .borrow import Wrapper
+from .borrow import Wrapper, entered_blocks
 
 logger = logging.getLogger("django.db.backends.base")
 
@@ -49,6 +49,7 @@ def enter(self: Atomic) -> None:
     wrapper = connections[self.using or DEFAULT_DB_ALIAS]
     if not isinstance(wrapper, Wrapper):
         _enter(self)
+        entered_blocks.set((*entered_blocks.get(), (self, wrapper)))
         return
     entered = False
 
@@ -61,6 +62,7 @@ def enter(self: Atomic) -> None:
             wrapper.turns.end(block)
             raise
         wrapper.blocks.append(block)
+        entered_blocks.set((*entered_blocks.get(), (self, wrapper)))
         entered = True
 
     with wrapper.turns:
@@ -78,12 +80,12 @@ def enter(self: Atomic) -> None:
 @wraps(_exit)
 def leave(self: Atomic, exc_type: Any, exc_value: Any, traceback: Any) -> None:
     """What ``Atomic.__exit__`` is replaced by."""
-    wrapper: Any = connections[self.using or DEFAULT_DB_ALIAS]
+    wrapper = _wrapper_of(self)
     block = wrapper.turns.entered() if isinstance(wrapper, Wrapper) else None
     if block is None:
         _exit(self, exc_type, exc_value, traceback)
     elif not block.open:
-        # With the block around it, which did not wait any longer.
+        # With the block around it, which did not wait any longer, or its request.
         wrapper.turns.end(block)
         if exc_type is None:
             raise wrapper.turns.aborted()
@@ -99,7 +101,16 @@ def _leave(
     wrapper._remember()
     try:
         turns.take()
+        if not block.open:
+            # Since then.
+            turns.release()
+            turns.end(block)
+            if exc_type is None:
+                raise turns.aborted()
+            return
     except DatabaseError as exc:
+        if not block.open:
+            raise
         # Somebody else is in the middle of it, and stays there.
         expired = exc
         BaseDatabaseWrapper.close.__wrapped__(wrapper)  # type: ignore[attr-defined]
@@ -123,6 +134,16 @@ def _leave(
     if expired is not None:
         raise expired
     _run(hooks)
+
+
+def _wrapper_of(atomic: Atomic) -> Any:
+    """The wrapper on which it was entered; after the end of the request code sees another."""
+    blocks = entered_blocks.get()
+    for place in range(len(blocks) - 1, -1, -1):
+        if blocks[place][0] is atomic:
+            entered_blocks.set(blocks[:place] + blocks[place + 1 :])
+            return blocks[place][1]
+    return connections[atomic.using or DEFAULT_DB_ALIAS]
 
 
 def _run(hooks: list[Any]) -> None:

@@ -1,0 +1,558 @@
+"""Attempts to lend one connection to two, to lose one, and to hang those that wait.
+
+`request(fn)` is a request without Django's cycle: a task with a scope and a bridge.
+After each test every connection is back in its pool, and nobody waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from typing import Any
+
+import pytest
+from django.db import DatabaseError, OperationalError, connection, connections, transaction
+
+import greenroom
+from greenroom import bridge
+from greenroom.db import borrow
+from greenroom.errors import BridgeError
+from orm import turns
+from project.shop.models import Customer
+
+Main = Callable[[], Coroutine[Any, Any, Any]]
+
+
+def start(fn: Callable[[], Awaitable[Any]], name: str = "a request") -> asyncio.Task[Any]:
+    async def whole() -> Any:
+        scope = borrow.begin(name)
+        try:
+            return await bridge.bridged(fn)()
+        finally:
+            borrow.leave(scope)
+
+    return asyncio.create_task(whole(), name=name)
+
+
+async def request(fn: Callable[[], Awaitable[Any]], name: str = "a request") -> Any:
+    return await start(fn, name)
+
+
+@pytest.fixture
+def run(database: Any) -> Iterator[Callable[..., Any]]:
+    """Runs a coroutine function on a loop, with the given limits."""
+
+    def run(main: Main, **greenroom: Any) -> Any:
+        async def whole(_: Any) -> Any:
+            borrow.drain()
+            try:
+                result = await main()
+                await settled()
+            finally:
+                borrow.drain()
+            return result
+
+        with database.site(GREENROOM={"DB_TIMEOUT": 3, **greenroom}) as site:
+            return site.run(whole)
+
+    return run
+
+
+async def settled() -> None:
+    """Every connection is idle or gone."""
+    for _ in range(200):
+        if all(pool.size == len(pool._idle) for pool in borrow.pools()):
+            break
+        await asyncio.sleep(0.01)
+    for pool in borrow.pools():
+        assert not pool._loans
+        assert not pool._waiting
+        assert pool.size == len(pool._idle)
+
+
+def names() -> list[str]:
+    return list(Customer.objects.order_by("pk").values_list("name", flat=True))
+
+
+def wrapper() -> Any:
+    return connections["default"]
+
+
+SLOW = {
+    "sqlite": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000000) "
+    "SELECT count(*) FROM n",
+    "postgresql": "SELECT pg_sleep(0.4)",
+}
+
+
+# Blocks of tasks.
+
+
+def test_a_block_waits_for_the_block_of_a_child(run: Any) -> None:
+    async def view() -> None:
+        inside = asyncio.Event()
+
+        async def child() -> None:
+            with transaction.atomic():
+                Customer.objects.create(name="child")
+                inside.set()
+                await asyncio.sleep(0.05)
+                Customer.objects.create(name="child again")
+
+        async with greenroom.atomic():
+            task = asyncio.create_task(bridge.bridged(child)())
+            await inside.wait()
+        await task
+        assert not wrapper().blocks
+        assert names() == ["child", "child again"]
+
+    run(lambda: request(view))
+    assert names() == ["child", "child again"]
+
+
+def test_a_block_whose_child_never_ends_is_rolled_back(run: Any) -> None:
+    """And what the child does later touches no other block."""
+
+    async def view() -> None:
+        inside, go = asyncio.Event(), asyncio.Event()
+
+        async def child() -> None:
+            with pytest.raises(DatabaseError), transaction.atomic():
+                Customer.objects.create(name="child")
+                inside.set()
+                await go.wait()
+
+        with pytest.raises(OperationalError, match="in an atomic block for"):
+            async with greenroom.atomic():
+                Customer.objects.create(name="lost")
+                task = asyncio.create_task(bridge.bridged(child)())
+                await inside.wait()
+        async with greenroom.atomic():
+            Customer.objects.create(name="kept")
+            go.set()
+            await task
+            await asyncio.sleep(0)
+            Customer.objects.create(name="kept too")
+        assert names() == ["kept", "kept too"]
+
+    run(lambda: request(view), DB_TIMEOUT=0.3)
+    assert names() == ["kept", "kept too"]
+
+
+def test_a_nested_block_whose_child_never_ends(run: Any) -> None:
+    async def view() -> None:
+        inside, go = asyncio.Event(), asyncio.Event()
+
+        async def child() -> None:
+            with transaction.atomic():
+                inside.set()
+                await go.wait()
+
+        with pytest.raises(OperationalError):
+            async with greenroom.atomic():
+                Customer.objects.create(name="lost")
+                async with greenroom.atomic():
+                    task = asyncio.create_task(bridge.bridged(child)())
+                    await inside.wait()
+        go.set()
+        with pytest.raises(DatabaseError):
+            await task
+        Customer.objects.create(name="kept")
+        assert not wrapper().in_atomic_block
+
+    run(lambda: request(view), DB_TIMEOUT=0.3)
+    assert names() == ["kept"]
+
+
+def test_a_block_that_outlives_its_request_is_not_said_to_be_committed(
+    run: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        inside, go, ran = asyncio.Event(), asyncio.Event(), []
+
+        async def child() -> None:
+            with transaction.atomic():
+                Customer.objects.create(name="lost")
+                transaction.on_commit(lambda: ran.append(1))
+                inside.set()
+                await go.wait()
+
+        async def view() -> Any:
+            task = asyncio.create_task(bridge.bridged(child)())
+            await inside.wait()
+            return task
+
+        with caplog.at_level(logging.ERROR, "greenroom.db"):
+            task = await request(view)
+        assert "left a transaction open" in caplog.text
+        go.set()
+        with pytest.raises(DatabaseError, match="was rolled back before"):
+            await task
+        assert not ran
+
+    run(main)
+    assert names() == []
+
+
+def test_a_hook_of_a_sibling_is_not_the_block_s(run: Any) -> None:
+    """`on_commit` out of a block runs at once, whoever has a block open."""
+
+    async def view() -> list[str]:
+        ran: list[str] = []
+        inside, go = asyncio.Event(), asyncio.Event()
+
+        async def sibling() -> None:
+            await inside.wait()
+            transaction.on_commit(lambda: ran.append("sibling"))
+
+        task = asyncio.create_task(bridge.bridged(sibling)())
+        with contextlib.suppress(ZeroDivisionError):
+            async with greenroom.atomic():
+                Customer.objects.create(name="lost")
+                inside.set()
+                await turns(10)
+                assert ran == []
+                go.set()
+                raise ZeroDivisionError
+        await task
+        return ran
+
+    assert run(lambda: request(view)) == ["sibling"]
+
+
+# The end of a request.
+
+
+@pytest.mark.parametrize("statement", ["reads", "writes"])
+def test_a_statement_that_outlives_its_request_ends_before_its_connection_is_lent(
+    run: Any, database: Any, statement: str
+) -> None:
+    if statement == "writes":
+        query = {
+            "sqlite": "INSERT INTO shop_customer (name, tenant) "
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000000) "
+            "SELECT 'late', '' FROM n WHERE i = 3000000",
+            "postgresql": "INSERT INTO shop_customer (name, tenant) "
+            "SELECT 'late', '' FROM pg_sleep(0.4)",
+        }[database.vendor]
+    else:
+        query = SLOW[database.vendor]
+
+    async def main() -> None:
+        async def child() -> None:
+            with connection.cursor() as cursor:
+                cursor.execute(query)
+                if statement == "reads":
+                    assert len(cursor.fetchall()) == 1
+
+        async def view() -> Any:
+            Customer.objects.count()
+            task = asyncio.create_task(bridge.bridged(child)())
+            await turns(5)
+            assert not task.done()
+            assert wrapper().turns.holder is not None
+            return task
+
+        async def other() -> None:
+            Customer.objects.create(name="other")
+
+        task = await request(view)
+        assert not task.done()
+        (pool,) = borrow.pools()
+        assert not pool._idle
+        await request(other)
+        assert task.done()
+        await task
+
+    run(main, DB_MAX_CONNECTIONS=1)
+    assert names() == (["late", "other"] if statement == "writes" else ["other"])
+
+
+def test_a_request_that_ends_while_its_child_connects(run: Any) -> None:
+    async def main() -> None:
+        for count in range(12):
+
+            async def child() -> None:
+                with contextlib.suppress(DatabaseError):
+                    Customer.objects.count()
+
+            async def view(count: int = count) -> Any:
+                tasks = [asyncio.create_task(bridge.bridged(child)()) for _ in range(3)]
+                await turns(count)
+                return tasks
+
+            for task in await request(view):
+                await task
+            await settled()
+            borrow.drain()
+
+    run(main)
+
+
+def test_a_child_that_waits_for_the_pool_when_its_request_ends(run: Any) -> None:
+    async def main() -> None:
+        go = asyncio.Event()
+
+        async def holder() -> None:
+            async with greenroom.atomic():
+                Customer.objects.count()
+                await go.wait()
+
+        async def child() -> None:
+            Customer.objects.count()
+
+        async def view() -> Any:
+            task = asyncio.create_task(bridge.bridged(child)())
+            await turns(5)
+            return task
+
+        first = asyncio.create_task(request(holder))
+        await asyncio.sleep(0.1)
+        task = await request(view)
+        go.set()
+        await first
+        with pytest.raises(DatabaseError, match="has ended"):
+            await task
+
+    run(main, DB_MAX_CONNECTIONS=1)
+
+
+def test_what_refers_to_a_connection_that_is_being_cleaned_is_refused(
+    run: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not only when it is another request's."""
+
+    async def main() -> None:
+        go = asyncio.Event()
+        inside = asyncio.Event()
+
+        async def child() -> str:
+            raw = connection.connection
+            inside.set()
+            await go.wait()
+            done = []
+            for _ in range(30):
+                try:
+                    raw.cursor().execute("INSERT INTO shop_customer (name, tenant) VALUES ('x','')")
+                    done.append("inserted")
+                except Exception:
+                    done.append("refused")
+                await asyncio.sleep(0)
+            return "".join(set(done))
+
+        async def view() -> Any:
+            with connection.cursor() as cursor:
+                cursor.execute("BEGIN")
+                cursor.execute("SELECT 1")
+            task = asyncio.create_task(bridge.bridged(child)())
+            await inside.wait()
+            return task
+
+        task = await request(view)
+        go.set()
+        assert await task == "refused"
+
+    run(main)
+    assert names() == []
+
+
+def test_cleaning_does_not_keep_the_request_s_context(run: Any) -> None:
+    async def main() -> None:
+        async def view() -> None:
+            connection.cursor().execute("BEGIN")
+
+        await request(view)
+        (pool,) = borrow.pools()
+        (task,) = pool._tasks
+        assert not isinstance(task.get_context().get(borrow._scope), borrow.Scope)
+
+    run(main)
+
+
+def test_a_cleaning_that_is_cancelled_before_it_begins_loses_no_connection(run: Any) -> None:
+    async def main() -> None:
+        async def view() -> None:
+            connection.cursor().execute("BEGIN")
+
+        await request(view)
+        (pool,) = borrow.pools()
+        for task in list(pool._tasks):
+            task.cancel()
+        await turns(3)
+        await settled()
+        assert pool.size == 0
+
+    run(main)
+
+
+# Giving back.
+
+
+def idle() -> int:
+    return sum(len(pool._idle) for pool in borrow.pools())
+
+
+def lent() -> int:
+    return sum(len(pool._loans) for pool in borrow.pools())
+
+
+def test_after_a_block_that_waited_the_connection_is_given_back(run: Any) -> None:
+    async def view() -> None:
+        async with greenroom.atomic():
+            Customer.objects.create(name="a")
+            await asyncio.sleep(0)
+            assert lent() == 1
+        await asyncio.sleep(0)
+        assert lent() == 0
+        with transaction.atomic():
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert lent() == 0
+
+    run(lambda: request(view))
+
+
+def test_after_a_block_in_a_bare_task_the_connection_is_given_back(run: Any) -> None:
+    async def view() -> None:
+        async def bare() -> None:
+            async with greenroom.atomic():
+                await Customer.objects.acreate(name="a")
+                await asyncio.sleep(0)
+                assert lent() == 1
+            assert lent() == 0
+
+        await asyncio.create_task(bare())
+
+    run(lambda: request(view))
+
+
+def test_after_a_long_result_the_connection_is_given_back(run: Any) -> None:
+    async def view() -> None:
+        Customer.objects.bulk_create(Customer(name=str(n)) for n in range(500))
+        await asyncio.sleep(0)
+        for number, _ in enumerate(Customer.objects.iterator(chunk_size=50)):
+            if number == 150:
+                await asyncio.sleep(0)
+                assert lent() == 1
+        await asyncio.sleep(0)
+        assert lent() == 0
+
+    run(lambda: request(view))
+
+
+def test_two_tasks_that_connect_at_once_have_one_connection(run: Any) -> None:
+    async def view() -> None:
+        async def child() -> None:
+            connection.ensure_connection()
+
+        await asyncio.gather(*(bridge.bridged(child)() for _ in range(3)))
+        assert lent() <= 1
+        assert sum(pool.size for pool in borrow.pools()) == 1
+
+    run(lambda: request(view))
+
+
+# Waiting where nothing can wait.
+
+
+def test_a_bare_task_never_blocks_the_loop(run: Any) -> None:
+    async def view() -> None:
+        inside = asyncio.Event()
+
+        async def bare() -> None:
+            await inside.wait()
+            with pytest.raises(BridgeError, match="bridged"):
+                transaction.atomic().__enter__()
+            with pytest.raises(BridgeError, match="bridged"):
+                transaction.on_commit(print)
+
+        task = asyncio.create_task(bare())
+        async with greenroom.atomic():
+            Customer.objects.count()
+            inside.set()
+            before = asyncio.get_running_loop().time()
+            await task
+            assert asyncio.get_running_loop().time() - before < 1
+
+    run(lambda: request(view))
+
+
+def test_waiting_for_the_pool_is_cancelled_at_once(run: Any) -> None:
+    async def main() -> None:
+        go = asyncio.Event()
+
+        async def holder() -> None:
+            async with greenroom.atomic():
+                Customer.objects.count()
+                await go.wait()
+
+        async def reads() -> None:
+            Customer.objects.count()
+
+        async def begins() -> None:
+            with transaction.atomic():
+                Customer.objects.create(name="never")
+
+        first = asyncio.create_task(request(holder))
+        await asyncio.sleep(0.1)
+        for view in (reads, begins):
+            task = start(view)
+            await turns(5)
+            (pool,) = borrow.pools()
+            assert len(pool._waiting) == 1
+            task.cancel()
+            await turns(3)
+            assert not pool._waiting
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        go.set()
+        await first
+
+    run(main, DB_MAX_CONNECTIONS=1)
+
+
+def test_waiting_for_a_block_of_another_task_is_cancelled_at_once(run: Any) -> None:
+    async def view() -> None:
+        async def sibling() -> None:
+            await inside.wait()
+            with transaction.atomic():
+                Customer.objects.create(name="never")
+
+        inside = asyncio.Event()
+        task = asyncio.create_task(bridge.bridged(sibling)())
+        async with greenroom.atomic():
+            Customer.objects.create(name="kept")
+            inside.set()
+            await turns(3)
+            task.cancel()
+            await turns(3)
+            assert task.done()
+
+    run(lambda: request(view))
+    assert names() == ["kept"]
+
+
+def test_a_cursor_after_a_connect_that_was_cancelled(run: Any) -> None:
+    """It belongs to an earlier connection."""
+
+    async def view() -> None:
+        cursor = connection.cursor()
+        cursor.execute("SELECT 1")
+        await asyncio.sleep(0)
+        for pool in borrow.pools():
+            pool.close()
+
+        async def child() -> None:
+            connection.ensure_connection()
+
+        task = asyncio.create_task(bridge.bridged(child)())
+        await turns(2)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        cursor.execute("SELECT 2")
+        assert cursor.fetchone() == (2,)
+
+    run(lambda: request(view))
