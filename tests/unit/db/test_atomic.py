@@ -509,7 +509,7 @@ def test_a_child_waits_while_the_statement_of_its_parent_does(
 # Cancellation.
 
 
-def test_cancelled_at_every_turn(database: Any, placement: str) -> None:
+def test_cancelled_at_every_turn(database: Any, placement: str, loop_factory: Any) -> None:
     """Whenever it comes: all of the block or nothing; its hook runs if it was committed."""
     hooks: list[str] = []
 
@@ -547,7 +547,8 @@ def test_cancelled_at_every_turn(database: Any, placement: str) -> None:
         await ask(other)
         return cancelled
 
-    cancelled = database.run(main, placement, GREENROOM={"DB_MAX_CONNECTIONS": 2})
+    limits = {"DB_MAX_CONNECTIONS": 2}
+    cancelled = database.run(main, placement, loop_factory=loop_factory, GREENROOM=limits)
     assert cancelled > 5
     found = names()
     assert found[-1] == "other"
@@ -655,6 +656,54 @@ def test_a_cancelled_statement_is_cancelled_in_the_server(database: Any) -> None
         assert not any(row.state == "active" for row in database.sessions())
 
     database.run(main)
+
+
+@pytest.mark.parametrize("vendor", ["sqlite"], indirect=True)
+def test_a_cancelled_statement_of_sqlite_is_interrupted(database: Any) -> None:
+    """SQLite may roll back what it interrupts: the rest of the block does nothing."""
+
+    async def view(request: Any) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        with pytest.raises(transaction.TransactionManagementError):
+            async with greenroom.atomic():
+                Customer.objects.create(name="lost")
+                asyncio.get_running_loop().call_later(0.05, task.cancel)
+                began = time.monotonic()
+                with pytest.raises(asyncio.CancelledError), connection.cursor() as cursor:
+                    cursor.execute(
+                        "INSERT INTO shop_customer (name, tenant) WITH RECURSIVE t(n) AS"
+                        " (SELECT 1 UNION ALL SELECT n + 1 FROM t WHERE n < 100000000)"
+                        " SELECT n, '' FROM t"
+                    )
+                task.uncancel()
+                assert time.monotonic() - began < 5
+                Customer.objects.create(name="lost too")
+        await Customer.objects.acreate(name="kept")
+
+    database.request(view)
+    assert names() == ["kept"]
+
+
+@pytest.mark.parametrize("vendor", ["postgresql"], indirect=True)
+def test_a_cancelled_statement_breaks_the_block(database: Any) -> None:
+    async def view(request: Any) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        async with greenroom.atomic():
+            Customer.objects.create(name="kept")
+            with pytest.raises(asyncio.CancelledError):
+                async with greenroom.atomic():
+                    Customer.objects.create(name="lost")
+                    asyncio.get_running_loop().call_later(0.02, task.cancel)
+                    with connection.cursor() as cursor:
+                        cursor.execute("SELECT pg_sleep(30)")
+            task.uncancel()
+            # Its savepoint was rolled back, and the block around it goes on.
+            Customer.objects.create(name="kept too")
+
+    database.request(view)
+    assert names() == ["kept", "kept too"]
 
 
 # Limits.
