@@ -135,12 +135,12 @@ class Pool:
                 else:
                     connection = place
                     if not self._is_good(connection):
-                        connection.close()
+                        self._close(connection)
                         place = None
                         continue
             except BaseException:
                 if place is not None:
-                    place.close()
+                    self._close(place)
                 self._vacate()
                 raise
             self._loans[id(connection)] = _Loan(holder)
@@ -151,7 +151,7 @@ class Pool:
         self._loans.pop(id(connection), None)
         connection.holder = self
         if not connection.is_alive() or self.closed:
-            connection.close()
+            self._close(connection)
             self._vacate()
         elif connection.is_clean():
             self._free(connection)
@@ -295,8 +295,15 @@ class Pool:
             if clean:
                 self._free(connection)
             else:
-                connection.close()
+                self._close(connection)
                 self._vacate()
+
+    def _close(self, connection: Connection) -> None:
+        """However that goes, its place is free."""
+        try:
+            connection.close()
+        except Exception as exc:
+            logger.debug("A connection to %r could not be closed: %s", self.alias, exc)
 
     def _cleaned(
         self, connection: Connection, cleaning: _Cleaning, task: asyncio.Task[None]
@@ -304,7 +311,7 @@ class Pool:
         self._tasks.discard(task)
         if not cleaning.begun:
             # It was cancelled before: the loop ends.
-            connection.close()
+            self._close(connection)
             self._vacate()
 
     # Idle connections.

@@ -151,8 +151,8 @@ class WaitingConnection(psycopg.Connection[Any]):
         if self.pgconn.transaction_status == ACTIVE:
             return True
         try:
-            if _is_readable(self.pgconn.socket):
-                # A notification, or the end.
+            while _is_readable(self.pgconn.socket):
+                # A notification, or the server's last words, and then the end.
                 self.pgconn.consume_input()
         except (OSError, ValueError, psycopg.Error):
             return False
@@ -391,7 +391,7 @@ _STATE = re.compile(
         | DECLARE\b | DO\b | CALL\b | DEALLOCATE\b
     )
     # or has one of these anywhere.
-    | \bset_config\s*\((?!\s*[^(),]+,[^(),]+,\s*true\s*\))
+    | \bset_config\b(?!\s*\([^(),]+,[^(),]+,\s*true\s*\))
     | \bpg_(?:try_)?advisory_(?:lock|unlock)
     | \b(?:TEMP|TEMPORARY)\b | \bpg_temp\b
     | \bdblink_connect | \blo_open\b

@@ -23,12 +23,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import sqlite3
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -37,6 +39,7 @@ from django.db import DEFAULT_DB_ALIAS
 from django.db.backends.sqlite3.base import DatabaseWrapper, SQLiteCursorWrapper
 
 from greenroom import bridge
+from greenroom.errors import BridgeError
 from greenroom.turns import Turn
 
 from . import borrow
@@ -77,6 +80,9 @@ class WaitingConnection(sqlite3.Connection):
                 "This connection was given back, and is another request's: take it from "
                 "django.db.connection where it is used, and don't keep it."
             )
+        if self._closed:
+            # By then, or soon, on its thread, which takes no more calls.
+            raise sqlite3.ProgrammingError("Cannot operate on a closed database.")
         if not bridge.in_bridge():
             return fn(*args)
         if self._driver is None:
@@ -140,6 +146,8 @@ class WaitingConnection(sqlite3.Connection):
 
     def close(self) -> None:
         """Close it; on its thread and without waiting, if it has one."""
+        if self._closed:
+            return
         self._closed = True
         if self._writes:
             self._writes = False
@@ -160,7 +168,7 @@ class WaitingConnection(sqlite3.Connection):
         return self.is_idle() and not self.suspect
 
     def is_idle(self) -> bool:
-        return not (self.in_transaction or self.session_state or self.unread)
+        return not (self._closed or self.in_transaction or self.session_state or self.unread)
 
 
 class _Cursor(sqlite3.Cursor):
@@ -315,7 +323,9 @@ class _Driver:
             if not job.done:
                 connection.interrupt()
                 connection.suspect = True
-                bridge.shielded(job.wait)
+                # Thrown away, nothing can be waited for: what follows on its thread comes after.
+                with suppress(BridgeError):
+                    bridge.shielded(job.wait)
             raise
         if job.error is not None:
             try:
@@ -356,6 +366,9 @@ class _Driver:
 # The queue of writers: one for each file of this process.
 
 _writers: dict[str, Turn] = {}
+
+# Those who write in the parent never tell a child that they are done.
+os.register_at_fork(after_in_child=_writers.clear)
 
 
 def _writers_of(database: str) -> Turn:

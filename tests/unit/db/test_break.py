@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ from django.db import DatabaseError, OperationalError, connection, connections, 
 
 import greenroom
 from greenroom import bridge
-from greenroom.db import borrow
+from greenroom.db import borrow, sqlite
 from greenroom.errors import BridgeError
 from orm import turns
 from project.shop.models import Customer
@@ -556,3 +557,150 @@ def test_a_cursor_after_a_connect_that_was_cancelled(run: Any) -> None:
         assert cursor.fetchone() == (2,)
 
     run(lambda: request(view))
+
+
+# Connections that end.
+
+
+def test_a_connection_that_the_project_closed_itself_is_replaced(run: Any) -> None:
+    async def view() -> None:
+        Customer.objects.count()
+        raw = connection.connection
+        cursor = raw.cursor()
+        raw.close()
+        with pytest.raises(Exception, match="closed"):
+            cursor.execute("SELECT 1")
+
+    async def other() -> int:
+        return Customer.objects.count()
+
+    async def main() -> None:
+        for _ in range(3):
+            await request(view)
+            await settled()
+            assert await request(other) == 0
+
+    run(main, DB_MAX_CONNECTIONS=1)
+
+
+@pytest.mark.parametrize("vendor", ["postgresql"])
+def test_a_connection_that_the_server_ended_is_not_lent(run: Any, database: Any) -> None:
+    async def view() -> int:
+        return Customer.objects.count()
+
+    async def main() -> None:
+        for _ in range(3):
+            assert await request(view) == 0
+            database.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s "
+                "AND pid <> pg_backend_pid()",
+                (database.settings["NAME"],),
+            )
+            await asyncio.sleep(0.1)
+
+    run(main, DB_MAX_CONNECTIONS=1)
+
+
+def test_a_task_that_is_thrown_away_in_a_statement(run: Any, database: Any) -> None:
+    """Its coroutine is closed, which must neither wait nor raise."""
+
+    async def view() -> None:
+        Customer.objects.count()
+
+        def statement() -> None:
+            with connection.cursor() as cursor:
+                cursor.execute(SLOW[database.vendor])
+
+        coroutine: Any = bridge.run(statement)
+        coroutine.send(None)
+        coroutine.close()
+
+    async def other() -> int:
+        return Customer.objects.count()
+
+    async def main() -> None:
+        await request(view)
+        assert await request(other) == 0
+
+    run(main, DB_MAX_CONNECTIONS=1)
+
+
+def test_a_block_of_a_child_is_not_left_to_the_thread_s_next_request(
+    database: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In placement thread the wrapper is the thread's: it ends with the block."""
+
+    async def main(ask: Any) -> None:
+        inside, go, tasks = asyncio.Event(), asyncio.Event(), []
+
+        async def child() -> None:
+            with transaction.atomic():
+                Customer.objects.create(name="lost")
+                inside.set()
+                await go.wait()
+                with pytest.raises(DatabaseError):
+                    Customer.objects.create(name="lost too")
+
+        async def leaves(request: Any) -> None:
+            tasks.append(asyncio.create_task(bridge.bridged(child)()))
+            await inside.wait()
+
+        async def other(request: Any) -> None:
+            assert not connection.in_atomic_block
+            Customer.objects.create(name="kept")
+
+        await ask(leaves)
+        await ask(other)
+        go.set()
+        with pytest.raises(DatabaseError, match="was rolled back before"):
+            await tasks[0]
+        await ask(other)
+
+    with caplog.at_level(logging.ERROR, "greenroom.db"):
+        database.run(main, "thread", threads=1, GREENROOM={"DB_TIMEOUT": 2})
+    assert "left a transaction open" in caplog.text
+    assert names() == ["kept", "kept"]
+
+
+@pytest.mark.parametrize("vendor", ["sqlite"])
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_process_does_not_wait_for_a_writer_of_its_parent(database: Any) -> None:
+    turn = sqlite._writers_of(database.settings["NAME"])
+    with turn:
+        pid = os.fork()
+        if not pid:
+            os._exit(0 if sqlite._writers_of(database.settings["NAME"]).holder is None else 1)
+        assert os.waitpid(pid, 0)[1] == 0
+
+
+@pytest.mark.parametrize("vendor", ["postgresql"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT \"set_config\"('app.tenant', 'mine', false)",
+        "SELECT pg_catalog.\"set_config\"('app.tenant', 'mine', false)",
+        "SELECT set_config/* true */('app.tenant', 'mine', false)",
+        "SELECT set_config('app.tenant', concat('mine', ''), false)",
+        "SELECT set_config('app.other', '', true), set_config('app.tenant', 'mine', false)",
+        "/* a /* b */ c */ SET app.tenant = 'mine'",
+    ],
+)
+def test_session_state_however_it_is_written(run: Any, statement: str) -> None:
+    async def makes() -> None:
+        connection.cursor().execute(statement)
+        await asyncio.sleep(0)
+        assert current() == "mine"
+
+    def current() -> Any:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT current_setting('app.tenant', true)")
+            return cursor.fetchone()[0]
+
+    async def other() -> Any:
+        return current()
+
+    async def main() -> None:
+        await request(makes)
+        assert await request(other) in ("", None)
+
+    run(main, DB_MAX_CONNECTIONS=1)
