@@ -518,5 +518,8 @@ class _Lender:
         connection._begin_statement = b""
         connection._notice_handlers.clear()
         connection._notify_handlers.clear()
-        connection._notifies_backlog.clear()
+        # Since psycopg 3.2.4.
+        backlog = getattr(connection, "_notifies_backlog", None)
+        if backlog:
+            backlog.clear()
         return connection

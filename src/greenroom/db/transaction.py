@@ -20,17 +20,19 @@ too wherever it goes on in its block.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from asyncio import CancelledError
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar, overload
 
-from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import Atomic
 
-from greenroom import bridge
+from greenroom import bridge, loops
 from greenroom.turns import Block
 
 from .borrow import Wrapper, entered_blocks
@@ -154,8 +156,10 @@ def _run(hooks: list[Any]) -> None:
         except Exception as exc:
             if not robust:
                 raise
-            logger.error(
-                "Error calling %s in on_commit() (%s).", func.__qualname__, exc, exc_info=True
+            logger.exception(
+                "Error calling %s in on_commit() during transaction (%s).",
+                getattr(func, "__qualname__", func),
+                exc,
             )
 
 
@@ -165,14 +169,19 @@ class CoroutineAtomic(Atomic):
     async def __aenter__(self) -> None:
         if bridge.in_bridge():
             self.__enter__()
-        else:
+        elif loops.current() is not None:
             await bridge.run(self.__enter__)
+        else:
+            # A loop of somebody else's, on which Django's calls run on one thread.
+            await _on_its_thread(self.__enter__, undo=self.__exit__)
 
     async def __aexit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
         if bridge.in_bridge():
             self.__exit__(exc_type, exc_value, traceback)
-        else:
+        elif loops.current() is not None:
             await bridge.run(self.__exit__, exc_type, exc_value, traceback)
+        else:
+            await _on_its_thread(self.__exit__, exc_type, exc_value, traceback)
 
     def __call__(self, func: Any) -> Any:
         if not iscoroutinefunction(func):
@@ -185,6 +194,22 @@ class CoroutineAtomic(Atomic):
                 return await func(*args, **kwargs)
 
         return markcoroutinefunction(inner)
+
+
+async def _on_its_thread(fn: Callable[..., Any], *args: Any, undo: Any = None) -> None:
+    """`fn` where `sync_to_async` runs, to its end; then `undo`, if it was cancelled."""
+    call = asyncio.ensure_future(sync_to_async(fn)(*args))
+    cancelled: CancelledError | None = None
+    while not call.done():
+        try:
+            await asyncio.wait([call])
+        except CancelledError as exc:
+            cancelled = exc
+    call.result()
+    if cancelled is not None:
+        if undo is not None:
+            await _on_its_thread(undo, CancelledError, cancelled, None)
+        raise cancelled
 
 
 @overload

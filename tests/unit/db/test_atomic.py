@@ -20,7 +20,7 @@ from django.db import (
 )
 
 import greenroom
-from orm import Ask, turns
+from orm import Ask, forget_wrapper, turns
 from project.shop.models import Counter, Customer
 
 
@@ -134,6 +134,34 @@ def test_atomic_as_a_decorator(database: Any, placement: str) -> None:
 
     database.request(view, placement)
     assert sorted(names()) == ["a", "b", "e", "f"]
+
+
+def test_atomic_on_a_loop_of_somebody_else(database: Any) -> None:
+    """As in a test, or a script with `asyncio.run`: Django's calls are in the block there too."""
+
+    async def main() -> None:
+        # That thread is the process's, and may know the database of another test.
+        await sync_to_async(forget_wrapper)()
+        async with greenroom.atomic():
+            await Customer.objects.acreate(name="kept")
+        with pytest.raises(Undo):
+            async with greenroom.atomic():
+                await Customer.objects.acreate(name="lost")
+                raise Undo
+        for count in range(30):
+            task = asyncio.create_task(block())
+            await turns(count)
+            task.cancel()
+            await asyncio.wait([task])
+        await sync_to_async(forget_wrapper)()
+
+    async def block() -> None:
+        async with greenroom.atomic():
+            await Customer.objects.acreate(name="cancelled")
+            await asyncio.sleep(1)
+
+    asyncio.run(main())
+    assert names() == ["kept"]
 
 
 def test_durable_within_another_block_is_refused(database: Any, placement: str) -> None:
