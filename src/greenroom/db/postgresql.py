@@ -111,7 +111,7 @@ class WaitingConnection(psycopg.Connection[Any]):
         if not bridge.in_bridge():
             return super().wait(gen, **_limits(interval, timeout))
         try:
-            return self._wait(gen, timeout)  # type: ignore[no-any-return]
+            return self._wait(gen, timeout, interval)  # type: ignore[no-any-return]
         except Exception:
             raise
         except BaseException:
@@ -123,8 +123,10 @@ class WaitingConnection(psycopg.Connection[Any]):
                     self.pgconn.finish()
             raise
 
-    def _wait(self, gen: Any, timeout: float | None) -> Any:
-        return _wait(gen, lambda state: (self.pgconn.socket, state), timeout, self._watches)
+    def _wait(self, gen: Any, timeout: float | None, interval: float | None = None) -> Any:
+        return _wait(
+            gen, lambda state: (self.pgconn.socket, state), timeout, self._watches, interval
+        )
 
     def close(self) -> None:
         """Close it. Whoever waits for it on the loop gets an error."""
@@ -135,7 +137,7 @@ class WaitingConnection(psycopg.Connection[Any]):
     def _cancel(self, gen: Generator[Any, Any, Any]) -> None:
         try:
             self._try_cancel(timeout=CANCEL)
-            self._wait(gen, CANCEL)
+            self._wait(_resumed(gen), CANCEL)
         except errors.QueryCanceled:
             pass
         except psycopg.Error as exc:
@@ -234,8 +236,8 @@ def wait_conn(
 ) -> Any:
     """What `psycopg.waiting.wait_conn` is replaced by."""
     if not bridge.in_bridge():
-        return original(gen, interval=interval, timeout=timeout)
-    return _wait(gen, lambda wanted: wanted, timeout, set())
+        return original(gen, **_limits(interval, timeout))
+    return _wait(gen, lambda wanted: wanted, timeout, set(), interval)
 
 
 def _wait(
@@ -243,6 +245,7 @@ def _wait(
     place: Callable[[Any], tuple[int, int]],
     timeout: float | None,
     watches: set[_Watch],
+    interval: float | None,
 ) -> Any:
     """Run one of psycopg's generators to its end, on the loop.
 
@@ -254,11 +257,31 @@ def _wait(
     try:
         wanted = next(gen)
         while True:
-            wanted = gen.send(_Watch(loop, *place(wanted), watches).wait(deadline))
+            until = deadline
+            if until is None and _COUNT_THEMSELVES and interval:
+                until = loop.time() + interval
+            wanted = gen.send(_Watch(loop, *place(wanted), watches).wait(until))
             if deadline is not None and loop.time() >= deadline:
-                raise errors._WaitTimeout("wait timeout expired")
+                raise _WaitTimeout("wait timeout expired")
     except StopIteration as stop:
         return stop.value
+
+
+def _resumed(gen: Any) -> Generator[Any, Any, Any]:
+    """A generator that was left where it waits: those that send take no None there."""
+    ready = 0
+    while True:
+        try:
+            wanted = gen.send(ready)
+        except StopIteration as stop:
+            return stop.value
+        ready = yield wanted
+
+
+# The generators of psycopg 3.2 have no time limit from outside: they look at the clock
+# themselves, whenever nothing is ready after an interval.
+_COUNT_THEMSELVES = not hasattr(errors, "_WaitTimeout")
+_WaitTimeout: type[psycopg.Error] = getattr(errors, "_WaitTimeout", psycopg.OperationalError)
 
 
 class _Watch:
