@@ -18,14 +18,16 @@ from rest_framework import (
     generics,
     mixins,
     pagination,
+    parsers,
     permissions,
+    renderers,
     routers,
     serializers,
     throttling,
     versioning,
     viewsets,
 )
-from rest_framework.renderers import BrowsableAPIRenderer, JSONRenderer
+from rest_framework.renderers import AdminRenderer, BrowsableAPIRenderer, JSONRenderer
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
@@ -151,6 +153,12 @@ class NotThisObject(permissions.BasePermission):
     async def has_object_permission(self, request, view, obj):
         await asyncio.sleep(0)
         return obj != "secret"
+
+
+class ToPost(permissions.BasePermission):
+    async def has_permission(self, request, view):
+        await asyncio.sleep(0)
+        return request.method == "POST"
 
 
 class PlainYes(permissions.BasePermission):
@@ -467,6 +475,130 @@ class Browsable(Open):
         return Response("posted")
 
 
+class Admin(Open):
+    """Whose errors are shown beside what its `get` answers."""
+
+    renderer_classes = (AdminRenderer, JSONRenderer)
+
+    async def get(self, request):
+        await asyncio.sleep(0)
+        return Response({"shown": "beside the error"})
+
+    async def post(self, request):
+        raise exceptions.ValidationError({"field": ["wrong"]})
+
+
+class HiddenAdmin(Admin):
+    permission_classes = (ToPost,)
+
+
+class Handled(Open):
+    """An exception handler that is a coroutine."""
+
+    def get_exception_handler(self):
+        return handle
+
+    async def get(self, request):
+        raise exceptions.NotFound()
+
+
+async def handle(exc, context):
+    await asyncio.sleep(0)
+    return Response({"handled": type(exc).__name__}, status=418)
+
+
+class Lines(parsers.BaseParser):
+    media_type = "text/plain"
+
+    async def parse(self, stream, media_type=None, parser_context=None):
+        await asyncio.sleep(0)
+        return stream.read().decode().splitlines()
+
+
+class Joined(renderers.BaseRenderer):
+    media_type = "text/plain"
+    format = "txt"
+
+    async def render(self, data, accepted_media_type=None, renderer_context=None):
+        await asyncio.sleep(0)
+        return "|".join(data)
+
+
+class Text(Open):
+    parser_classes = (Lines,)
+    renderer_classes = (Joined,)
+
+    async def post(self, request):
+        return Response(request.data)
+
+
+class PartSerializer(serializers.Serializer):
+    name = serializers.CharField()
+
+    async def to_internal_value(self, data):
+        await asyncio.sleep(0)
+        return {"name": super().to_internal_value(data)["name"].upper()}
+
+    async def create(self, validated_data):
+        await asyncio.sleep(0)
+        return validated_data
+
+
+class WholeSerializer(serializers.Serializer):
+    part = PartSerializer()
+    parts = PartSerializer(many=True)
+    prefix = serializers.SerializerMethodField()
+
+    def get_prefix(self, whole):
+        return self.context["prefix"]
+
+    async def save(self, **kwargs):
+        await asyncio.sleep(0)
+        self.instance = {**self.validated_data, **kwargs}
+        return self.instance
+
+
+class Wholes(viewsets.GenericViewSet, mixins.CreateModelMixin):
+    authentication_classes = ()
+    permission_classes = ()
+    serializer_class = WholeSerializer
+
+    async def get_serializer_context(self):
+        await asyncio.sleep(0)
+        return {"prefix": "awaited"}
+
+    @decorators.action(detail=False, methods=["put"])
+    async def parts(self, request):
+        serializer = PartSerializer(data=request.data, many=True)
+        serializer.is_valid(raise_exception=True)
+        return Response([part["name"] for part in serializer.save()])
+
+    @parts.mapping.delete
+    async def delete_parts(self, request):
+        await asyncio.sleep(0)
+        return Response({"deleted": self.action})
+
+    @parts.mapping.patch
+    def patch_parts(self, request):
+        return Response({"patched": self.action})
+
+    @decorators.action(detail=True, url_path=r"parts/(?P<number>\d+)", permission_classes=[No])
+    async def one_part(self, request, pk, number):
+        return Response("not to be seen")
+
+
+class Enveloped(pagination.LimitOffsetPagination):
+    default_limit = 2
+
+    async def get_paginated_response(self, data):
+        await asyncio.sleep(0)
+        return Response({"page": data})
+
+
+class EnvelopedItems(Items, mixins.ListModelMixin):
+    pagination_class = Enveloped
+
+
 class Members(LoginRequiredMixin, View):
     login_url = "/in/"
 
@@ -478,6 +610,8 @@ class Members(LoginRequiredMixin, View):
 router = routers.DefaultRouter()
 router.register("mixed", MixedItems, basename="mixed")
 router.register("plain-items", PlainItems, basename="plain-items")
+router.register("wholes", Wholes, basename="wholes")
+router.register("enveloped", EnvelopedItems, basename="enveloped")
 
 urlpatterns = [
     path("both/", Both.as_view()),
@@ -518,6 +652,10 @@ urlpatterns = [
     path("versioned/", Versioned.as_view()),
     path("generic/", Generic.as_view()),
     path("browsable/", Browsable.as_view()),
+    path("admin/", Admin.as_view()),
+    path("hidden-admin/", HiddenAdmin.as_view()),
+    path("handled/", Handled.as_view()),
+    path("text/", Text.as_view()),
     path("members/", Members.as_view()),
     path("router/", include(router.urls)),
 ]

@@ -111,7 +111,7 @@ def test_router_with_handlers_of_both_kinds(ask: Ask) -> None:
     assert ask("/router/mixed/3/", "DELETE")[0] == 204
     assert ask("/router/mixed/", "POST", {"title": " made "})[0] == 201
     assert urls_rest.events == ["destroyed 3", "created made"]
-    assert set(ask("/router/")[1]) == {"mixed", "plain-items"}
+    assert set(ask("/router/")[1]) == {"mixed", "plain-items", "wholes", "enveloped"}
 
 
 def test_handlers_of_drf_over_coroutines(ask: Ask) -> None:
@@ -138,23 +138,83 @@ def test_a_serializer_saves(ask: Ask) -> None:
     assert (code, answer["id"], answer["title"]) == (201, 99, "good")
 
 
+def test_nested_serializers(ask: Ask) -> None:
+    data = {"part": {"name": "a"}, "parts": [{"name": "b"}, {"name": "c"}]}
+    made = {"part": {"name": "A"}, "parts": [{"name": "B"}, {"name": "C"}]}
+    assert ask("/router/wholes/", "POST", data) == (201, {**made, "prefix": "awaited"})
+    assert ask("/router/wholes/", "POST", {**data, "parts": [{}]}) == (
+        400,
+        {"parts": {"0": {"name": ["This field is required."]}}},
+    )
+
+
+def test_extra_actions(ask: Ask) -> None:
+    path = "/router/wholes/parts/"
+    assert ask(path, "PUT", [{"name": "a"}, {"name": "b"}]) == (200, ["A", "B"])
+    assert ask(path, "DELETE") == (200, {"deleted": "delete_parts"})
+    assert ask(path, "PATCH") == (200, {"patched": "patch_parts"})
+    assert ask("/router/wholes/1/parts/2/")[0] == 403
+    assert place(path, "DELETE").on_loop
+    assert place(path, "PATCH").reason == "its PATCH is a plain function"
+
+
+def test_the_response_of_a_paginator(ask: Ask) -> None:
+    code, answer = ask("/router/enveloped/?offset=1")
+    assert (code, [item["id"] for item in answer["page"]]) == (200, [2, 3])
+
+
+def test_an_exception_handler(ask: Ask) -> None:
+    assert ask("/handled/") == (418, {"handled": "NotFound"})
+
+
+def test_parsers_and_renderers(rest: Site) -> None:
+    answer = rest.get("/text/", "POST", b"one\ntwo", CONTENT_TYPE="text/plain")
+    assert (answer.code, answer.text) == (200, "one|two")
+
+
+def test_options_say_what_may_be_done(ask: Ask) -> None:
+    code, answer = ask("/router/mixed/3/", "OPTIONS")
+    assert (code, set(answer["actions"])) == (200, {"PUT"})
+    assert set(answer["actions"]["PUT"]) == {"id", "title", "shout", "length"}
+    # The object is looked for, by a coroutine.
+    assert "actions" not in ask("/router/mixed/77/", "OPTIONS")[1]
+    assert ask("/no/", "OPTIONS")[0] == 403
+
+
 def test_head_is_answered_by_get(rest: Site) -> None:
     answer = rest.get("/router/mixed/1/", "HEAD")
     assert answer.code == 200
 
 
+TEMPLATES: dict[str, Any] = {
+    "TEMPLATES": [
+        {
+            "BACKEND": "django.template.backends.django.DjangoTemplates",
+            "APP_DIRS": True,
+            "OPTIONS": {"context_processors": ["django.template.context_processors.request"]},
+        }
+    ],
+    "STATIC_URL": "static/",
+}
+
+
 def test_the_browsable_api_of_a_coroutine(placement: str) -> None:
-    templates = {
-        "BACKEND": "django.template.backends.django.DjangoTemplates",
-        "APP_DIRS": True,
-        "OPTIONS": {"context_processors": ["django.template.context_processors.request"]},
-    }
-    with Site(placement, TEMPLATES=[templates], STATIC_URL="static/", **SETTINGS) as site:
+    with Site(placement, **TEMPLATES, **SETTINGS) as site:
         answer = site.get("/browsable/", HTTP_ACCEPT="text/html")
     assert answer.code == 200
     assert "by a template" in answer.text
     # The form was offered after the permission was awaited, on a thread.
     assert 'method="POST"' in answer.text
+
+
+def test_the_admin_renderer_shows_an_error_beside_the_answer_of_get(placement: str) -> None:
+    html = {"HTTP_ACCEPT": "text/html"}
+    with Site(placement, **TEMPLATES, **SETTINGS) as site:
+        assert "beside the error" in site.get("/admin/", **html).text
+        answer = site.get("/admin/", "POST", **html)
+        assert (answer.code, "beside the error" in answer.text) == (400, True)
+        answer = site.get("/hidden-admin/", "POST", **html)
+        assert (answer.code, "beside the error" in answer.text) == (400, False)
 
 
 def test_cancellation_reaches_the_handler(rest: Site) -> None:
@@ -479,7 +539,7 @@ settings.configure(
 )
 django.setup()
 assert not [name for name in sys.modules if name.startswith("rest_framework")]
-from rest_framework import generics, request, serializers, urlpatterns, views
+from rest_framework import generics, renderers, request, serializers, urlpatterns, views
 
 assert views.APIView.view_is_async is False
 for code in (
@@ -487,6 +547,7 @@ for code in (
     generics.GenericAPIView.filter_queryset,
     request.Request._authenticate,
     serializers.Field.run_validators,
+    renderers.AdminRenderer.render,
     urlpatterns._get_format_path_converter,
 ):
     assert hasattr(code, "__wrapped__"), code

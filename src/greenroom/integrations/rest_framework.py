@@ -43,6 +43,7 @@ replaced                               why
 `Request._authenticate`                for requests that are made by hand
 `Field.__init__`                       serializers and fields with coroutines
 `Field.run_validators`                 a coroutine validator would pass unawaited
+`AdminRenderer.render`                 calls the view's ``get`` to show an error
 `urlpatterns                           the converter of ``.json`` in a path is marked
 ._get_format_path_converter`           loop-safe: the class has no name to be known by
 =====================================  ==========================================
@@ -102,6 +103,7 @@ def apply() -> None:
     when_imported("rest_framework.generics", _generics)
     when_imported("rest_framework.request", _request)
     when_imported("rest_framework.fields", _fields)
+    when_imported("rest_framework.renderers", _renderers)
     when_imported("rest_framework.urlpatterns", _urlpatterns)
 
 
@@ -200,6 +202,27 @@ def _fields(module: Any) -> None:
 
     field.__init__ = awaiting_init
     field.run_validators = awaiting_validators
+
+
+def _renderers(module: Any) -> None:
+    renderer = module.AdminRenderer
+    render = renderer.render
+    if hasattr(render, "__wrapped__"):
+        return
+
+    @wraps(render)
+    def awaiting_render(self: Any, data: Any, *args: Any, **kwargs: Any) -> Any:
+        context = kwargs["renderer_context"] if "renderer_context" in kwargs else args[1]
+        view = context["view"]
+        own = view.__dict__.get("get")
+        if hasattr(view, "get"):
+            view.__dict__["get"] = _Handler(view, "get", own)
+        try:
+            return render(self, data, *args, **kwargs)
+        finally:
+            _restore(view, "get", own)
+
+    renderer.render = awaiting_render
 
 
 def _urlpatterns(module: Any) -> None:
