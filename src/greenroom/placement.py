@@ -544,6 +544,16 @@ def _default_cache() -> str | None:
     return _of_cache("default")
 
 
+def _jwt() -> str | None:
+    given = import_string("rest_framework_simplejwt.settings.api_settings")
+    if given.JWK_URL:
+        return "fetches its keys from JWK_URL"
+    for kind in (*given.AUTH_TOKEN_CLASSES, given.TOKEN_USER_CLASS):
+        if why_unsafe(kind) is not None:
+            return f"calls {dotted_name(kind)}, which is not known to be loop-safe"
+    return None
+
+
 OTHERS: dict[str, Known] = {
     "corsheaders.middleware.CorsMiddleware": Known("django-cors-headers", "4.9", "4.10", _cors),
     "django_htmx.middleware.HtmxMiddleware": Known("django-htmx", "1.29", "1.30"),
@@ -606,5 +616,21 @@ OTHERS: dict[str, Known] = {
             "SimpleRateThrottle",
             "UserRateThrottle",
         )
+    },
+    **{
+        f"rest_framework_simplejwt.{name}": Known("djangorestframework-simplejwt", "5.5", "5.6")
+        for name in (
+            "models.TokenUser",
+            "tokens.AccessToken",
+            "tokens.RefreshToken",
+            "tokens.SlidingToken",
+            "tokens.UntypedToken",
+        )
+    },
+    **{
+        f"rest_framework_simplejwt.authentication.{name}": Known(
+            "djangorestframework-simplejwt", "5.5", "5.6", _jwt
+        )
+        for name in ("JWTAuthentication", "JWTStatelessUserAuthentication")
     },
 }

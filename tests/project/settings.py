@@ -12,6 +12,7 @@ INSTALLED_APPS = [
     "django.contrib.sessions",
     "django.contrib.messages",
     "rest_framework",
+    "rest_framework.authtoken",
     "project.shop",
 ]
 ROOT_URLCONF = "project.urls"
@@ -30,4 +31,6 @@ DATABASES = {
     }
 }
 TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates"}]
+# PyJWT warns of a short one.
+SIMPLE_JWT = {"SIGNING_KEY": "for tests only, and as long as a key has to be"}
 LOGGING_CONFIG = None
