@@ -559,8 +559,10 @@ def test_cancelled_at_every_turn(database: Any, placement: str, loop_factory: An
 
     async def main(ask: Ask) -> int:
         cancelled = 0
-        limit = 400
-        for count in range(limit):
+        # Each of the first turns, and then fewer.
+        count = 0
+        while True:
+            count += 1 + count // 20
             task = asyncio.create_task(ask(view_of(f"{count}")))
             for _ in range(count):
                 if task.done():
