@@ -301,6 +301,10 @@ class Turns(Turn):
         with self._lock:
             self._next()
 
+    def is_inside(self) -> bool:
+        """Whether the code here is in the innermost block."""
+        return self.innermost is self._block()
+
     def abort(self) -> None:
         """End all blocks, for code that is still in them."""
         while (block := self.innermost) is not None:

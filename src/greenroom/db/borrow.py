@@ -421,6 +421,16 @@ class Wrapper:
         if self.scope is not None:
             self.scope.shared = True
 
+    @property
+    def needs_rollback(self) -> bool:
+        return self._needs_rollback
+
+    @needs_rollback.setter
+    def needs_rollback(self, value: bool) -> None:
+        # Django says so for each error while a block is open: here it may be another task's.
+        if not value or self.turns.is_inside():
+            self._needs_rollback = value
+
     def ensure_connection(self) -> None:
         # In our turn: another task may be connecting.
         with self.turns:
@@ -616,6 +626,7 @@ _cursor_names = itertools.count(1)
 # The pools.
 
 _pools: dict[Any, Pool] = {}
+_making = threading.Lock()
 
 
 def pool_of(wrapper: Wrapper) -> Pool:
@@ -631,9 +642,11 @@ def pool_of(wrapper: Wrapper) -> Pool:
     pool = _pools.get(key)
     if pool is None or pool.closed:
         template = type(wrapper)(settings, wrapper.alias)
-        pool = Pool(wrapper.alias, template.driver(), limits_of(wrapper.alias))
-        pool = _pools.setdefault(key, pool) if key not in _pools else pool
-        _pools[key] = pool
+        made = Pool(wrapper.alias, template.driver(), limits_of(wrapper.alias))
+        with _making:
+            pool = _pools.get(key)
+            if pool is None or pool.closed:
+                pool = _pools[key] = made
     return pool
 
 

@@ -10,14 +10,17 @@ import asyncio
 import contextlib
 import logging
 import os
+import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
+from asgiref.sync import sync_to_async
 from django.db import DatabaseError, OperationalError, connection, connections, transaction
 
 import greenroom
-from greenroom import bridge
+from greenroom import bridge, loops
+from greenroom.crossing import new_lane
 from greenroom.db import borrow, sqlite
 from greenroom.errors import BridgeError
 from orm import turns
@@ -28,6 +31,9 @@ Main = Callable[[], Coroutine[Any, Any, Any]]
 
 def start(fn: Callable[[], Awaitable[Any]], name: str = "a request") -> asyncio.Task[Any]:
     async def whole() -> Any:
+        home = loops.current()
+        assert home is not None
+        new_lane(home.threads)
         scope = borrow.begin(name)
         try:
             return await bridge.bridged(fn)()
@@ -45,7 +51,7 @@ async def request(fn: Callable[[], Awaitable[Any]], name: str = "a request") -> 
 def run(database: Any) -> Iterator[Callable[..., Any]]:
     """Runs a coroutine function on a loop, with the given limits."""
 
-    def run(main: Main, **greenroom: Any) -> Any:
+    def run(main: Main, loop_factory: Any = asyncio.new_event_loop, **greenroom: Any) -> Any:
         async def whole(_: Any) -> Any:
             borrow.drain()
             try:
@@ -55,7 +61,8 @@ def run(database: Any) -> Iterator[Callable[..., Any]]:
                 borrow.drain()
             return result
 
-        with database.site(GREENROOM={"DB_TIMEOUT": 3, **greenroom}) as site:
+        limits = {"DB_TIMEOUT": 3, **greenroom}
+        with database.site(GREENROOM=limits, loop_factory=loop_factory) as site:
             return site.run(whole)
 
     return run
@@ -82,7 +89,7 @@ def wrapper() -> Any:
 
 
 SLOW = {
-    "sqlite": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000000) "
+    "sqlite": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000000) "
     "SELECT count(*) FROM n",
     "postgresql": "SELECT pg_sleep(0.4)",
 }
@@ -223,6 +230,25 @@ def test_a_hook_of_a_sibling_is_not_the_block_s(run: Any) -> None:
     assert run(lambda: request(view)) == ["sibling"]
 
 
+def test_an_error_of_a_sibling_does_not_break_the_block(run: Any) -> None:
+    async def view() -> None:
+        async def sibling() -> None:
+            await inside.wait()
+            with pytest.raises(OperationalError, match="in an atomic block for"):
+                Customer.objects.create(name="sibling")
+
+        inside = asyncio.Event()
+        task = asyncio.create_task(bridge.bridged(sibling)())
+        async with greenroom.atomic():
+            Customer.objects.create(name="kept")
+            inside.set()
+            await task
+            Customer.objects.create(name="kept too")
+
+    run(lambda: request(view), DB_TIMEOUT=0.2)
+    assert names() == ["kept", "kept too"]
+
+
 # The end of a request.
 
 
@@ -233,8 +259,8 @@ def test_a_statement_that_outlives_its_request_ends_before_its_connection_is_len
     if statement == "writes":
         query = {
             "sqlite": "INSERT INTO shop_customer (name, tenant) "
-            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000000) "
-            "SELECT 'late', '' FROM n WHERE i = 3000000",
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000000) "
+            "SELECT 'late', '' FROM n WHERE i = 1000000",
             "postgresql": "INSERT INTO shop_customer (name, tenant) "
             "SELECT 'late', '' FROM pg_sleep(0.4)",
         }[database.vendor]
@@ -267,7 +293,7 @@ def test_a_statement_that_outlives_its_request_ends_before_its_connection_is_len
         assert task.done()
         await task
 
-    run(main, DB_MAX_CONNECTIONS=1)
+    run(main, DB_MAX_CONNECTIONS=1, DB_TIMEOUT=20)
     assert names() == (["late", "other"] if statement == "writes" else ["other"])
 
 
@@ -704,3 +730,95 @@ def test_session_state_however_it_is_written(run: Any, statement: str) -> None:
         assert await request(other) in ("", None)
 
     run(main, DB_MAX_CONNECTIONS=1)
+
+
+# Threads, loops and eager tasks.
+
+
+@pytest.mark.xfail(
+    raises=OperationalError,
+    reason="The calls of a request run on a thread one at a time, in order: one that waits for a "
+    "block of another task holds up the call that the block waits for, until DB_TIMEOUT.",
+)
+def test_a_call_on_a_thread_within_a_block_is_not_behind_one_that_waits_for_it(run: Any) -> None:
+    def create() -> None:
+        Customer.objects.create(name="a")
+
+    async def view() -> None:
+        inside = asyncio.Event()
+
+        async def sibling() -> None:
+            await inside.wait()
+            await sync_to_async(create)()
+
+        task = asyncio.create_task(sibling())
+        async with greenroom.atomic():
+            Customer.objects.count()
+            inside.set()
+            await asyncio.sleep(0.05)
+            await sync_to_async(create)()
+        await task
+
+    run(lambda: request(view), DB_TIMEOUT=1)
+
+
+@pytest.mark.parametrize("factory", ["eager", "lazy"])
+def test_tasks_of_a_request_share_its_connection(
+    run: Any, loop_factory: Callable[[], Any], factory: str
+) -> None:
+    """On both loops; an eager task begins in the greenlet of who made it."""
+    if factory == "eager" and not hasattr(asyncio, "eager_task_factory"):
+        pytest.skip("Python 3.12 has eager tasks")
+    if factory == "eager" and loop_factory is not asyncio.new_event_loop:
+        pytest.skip("uvloop has none")
+
+    async def view() -> None:
+        async def child(number: int) -> None:
+            with transaction.atomic():
+                made = Customer.objects.create(name=f"{number}")
+                await asyncio.sleep(0)
+                assert Customer.objects.filter(pk=made.pk).exists()
+                if number % 2:
+                    transaction.set_rollback(True)
+
+        async def bare(number: int) -> None:
+            async with greenroom.atomic():
+                await Customer.objects.acreate(name=f"bare {number}")
+
+        await asyncio.gather(
+            *(bridge.bridged(child)(number) for number in range(6)), *map(bare, range(2))
+        )
+
+    async def main() -> None:
+        if factory == "eager":
+            asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+        await asyncio.gather(request(view), request(view, "another"))
+        asyncio.get_running_loop().set_task_factory(None)
+
+    run(main, loop_factory=loop_factory, DB_MAX_CONNECTIONS=2)
+    assert sorted(names()) == sorted(["0", "2", "4", "bare 0", "bare 1"] * 2)
+
+
+def test_threads_that_ask_for_the_pool_at_once_have_the_same(database: Any) -> None:
+    async def main() -> None:
+        borrow.drain()
+        made = []
+
+        def ask_for() -> None:
+            barrier.wait()
+            made.append(borrow.pool_of(connection_of_a_scope))
+
+        scope = borrow.begin("a request")
+        connection_of_a_scope = wrapper()
+        barrier = threading.Barrier(8)
+        threads = [threading.Thread(target=ask_for) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        borrow.leave(scope)
+        assert len({id(pool) for pool in made}) == 1
+        borrow.drain()
+
+    with database.site() as site:
+        site.run(lambda site: main())
