@@ -166,6 +166,7 @@ class Request:
     async def read(self, how: str) -> None:
         block = inside.get()
         surely = set(self.world.surely)
+        mine = set(block_rows(block))
         for each in self.world.transactions:
             if each.state == "committed":
                 surely.update(each.rows)
@@ -184,7 +185,7 @@ class Request:
             assert surely <= names, "what was committed is not seen"
         for each in self.world.transactions:
             if each is own:
-                assert set(block_rows(block)) <= names
+                assert mine <= names
                 continue
             seen = {name for name, label in found if label == each.label} - self.world.perhaps
             if seen:
