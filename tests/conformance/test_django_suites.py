@@ -81,7 +81,7 @@ def test_as_without_a_loop(runs: Runs, database: str, loop: str) -> None:
             f"{run.queries_in_bridge} in the bridge, {run.suspensions} suspensions; "
             f"{run.seconds:.0f} s"
         )
-    found = suites.differences(stock, ours)
+    found = suites.differences(stock, ours, database)
     assert not found, f"{len(found)} differences:\n\n" + "\n\n".join(found)
     assert (stock.status, ours.status) == (0, 0), ours.output[-5000:]
     # That all of this was really done by the stock code and ours, and on the loop.
