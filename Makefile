@@ -21,8 +21,9 @@ test: $(STAMP)
 	@scripts/debian.sh $(POSTGRESQL) "the tests on PostgreSQL are skipped" || true
 	$(BIN)/python scripts/matrix.py $(if $(ALL),,--newest)
 
-# Django's own tests in a bridge on the event loop, on SQLite and PostgreSQL, compared with
-# plain Django: more of them than `make test` runs. SUITES="basic queries" for some;
+# Django's own tests in a bridge on the event loop, and those of Django REST framework through
+# our application, on SQLite and PostgreSQL, compared with what they do without: more of them
+# than `make test` runs. SUITES="basic queries" or SUITES=rest_framework for some;
 # DATABASE=sqlite, LOOP=uvloop for one.
 conformance: $(STAMP)
 	@scripts/debian.sh $(POSTGRESQL) "nothing can be compared on it"

@@ -123,7 +123,7 @@ class Runner(DiscoverRunner):
             return self._run_on_loop(suite, kwargs)
         finally:
             Report.seconds = time.perf_counter() - began
-            _write()
+            write()
 
     def _run_on_loop(self, suite: Any, kwargs: dict[str, Any]) -> Any:
         # Those of this thread made the databases; tests on the loop have their own.
@@ -149,7 +149,7 @@ class Runner(DiscoverRunner):
             home = Home(loop, Threads(loop, limit=4))
             home.register()
             try:
-                return await _counted(bridge.run(run))
+                return await counted(bridge.run(run))
             finally:
                 await home.aclose()
 
@@ -158,7 +158,7 @@ class Runner(DiscoverRunner):
 
 
 @types.coroutine
-def _counted(steps: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+def counted(steps: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
     """Await what `bridge.run` returned, and count how often it suspends."""
     step: Callable[[], Any] = partial(steps.send, None)
     while True:
@@ -183,7 +183,7 @@ def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
     return asyncio.new_event_loop
 
 
-def _count_queries() -> None:
+def count_queries() -> None:
     """Count what Django sends to databases, and what of it from within a bridge."""
 
     def counting(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -199,12 +199,12 @@ def _count_queries() -> None:
         setattr(CursorWrapper, name, counting(getattr(CursorWrapper, name)))
 
 
-def _write() -> None:
+def write() -> None:
     report = {key: value for key, value in vars(Report).items() if not key.startswith("_")}
     Run.result.write_text(json.dumps(report, indent=1))
 
 
-def _give_up() -> None:
+def give_up() -> None:
     """Say where the run hangs, which no debugger shows: greenlets that wait are on no stack."""
     print(f"\n\nTimeout in {Run.test}", flush=True)
     for each in gc.get_objects():
@@ -226,7 +226,7 @@ def main() -> None:
     options = parser.parse_args()
     Run.loop = options.loop
     Run.result = options.result.resolve()
-    watchdog = threading.Timer(options.timeout, _give_up)
+    watchdog = threading.Timer(options.timeout, give_up)
     watchdog.daemon = True
     watchdog.start()
     os.environ["DJANGO_SETTINGS_MODULE"] = "django_settings"
@@ -234,7 +234,7 @@ def main() -> None:
     sys.path.insert(0, os.getcwd())
     import runtests
 
-    _count_queries()
+    count_queries()
     setup = runtests.setup_run_tests
 
     def setup_run_tests(*args: Any) -> Any:

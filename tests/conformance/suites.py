@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -175,22 +176,29 @@ class Run:
 
 def sources() -> Path:
     """The `tests` of the source distribution of the Django that is installed, kept in .venvs."""
-    folder = ROOT / ".venvs" / "django" / django.__version__
+    return unpacked("django", django.__version__) / "tests"
+
+
+def unpacked(name: str, version: str, without: str | None = None) -> Path:
+    """A source distribution, kept in .venvs; `without` the package, if that is given."""
+    folder = ROOT / ".venvs" / name / version
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as name:
-            temporary = Path(name)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as made:
+            temporary = Path(made)
             pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-            pip += ["--no-binary", ":all:", "--dest", name, f"django=={django.__version__}"]
+            pip += ["--no-binary", ":all:", "--dest", made, f"{name}=={version}"]
             subprocess.run(pip, check=True, stdin=subprocess.DEVNULL)
             [archive] = temporary.glob("*.tar.gz")
             with tarfile.open(archive) as tar:
                 tar.extractall(temporary / "unpacked", filter="data")
-            [unpacked] = (temporary / "unpacked").iterdir()
+            [found] = (temporary / "unpacked").iterdir()
+            if without is not None:
+                shutil.rmtree(found / without)
             # Another process may have been first.
             with contextlib.suppress(OSError):
-                unpacked.rename(folder)
-    return folder / "tests"
+                found.rename(folder)
+    return folder
 
 
 def run(labels: list[str], loop: str, databases: dict[str, Any], folder: Path) -> Run:
@@ -198,9 +206,16 @@ def run(labels: list[str], loop: str, databases: dict[str, Any], folder: Path) -
 
     `loop`: "asyncio" or "uvloop", or "stock" for plain Django without a loop.
     """
+    command = [str(HERE / "runner.py"), "--tests", str(sources()), "--loop", loop, *labels]
+    return Run(**process(command, databases, folder, TIMEOUT))
+
+
+def process(
+    command: list[str], databases: dict[str, Any], folder: Path, timeout: float, **environ: str
+) -> dict[str, Any]:
+    """Run a runner with Python; return what it reports, for a `Run`."""
     result = folder / "result.json"
-    command = [sys.executable, str(HERE / "runner.py"), "--tests", str(sources()), "--loop", loop]
-    command += ["--result", str(result), "--timeout", str(TIMEOUT), *labels]
+    command = [sys.executable, *command, "--result", str(result), "--timeout", str(timeout)]
     ran = subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
@@ -208,36 +223,39 @@ def run(labels: list[str], loop: str, databases: dict[str, Any], folder: Path) -
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        timeout=TIMEOUT + 60,
+        timeout=timeout + 60,
         check=False,
         env={
             **os.environ,
             "GREENROOM_CONFORMANCE_DATABASES": json.dumps(databases),
             "TMPDIR": str(folder),
+            **environ,
         },
     )
     if not result.exists():
         raise RuntimeError(f"no result of {' '.join(command)}:\n{ran.stdout[-20_000:]}")
     report = json.loads(result.read_text())
-    return Run(**report, status=ran.returncode, output=ran.stdout)
+    return {**report, "status": ran.returncode, "output": ran.stdout}
 
 
-def differences(stock: Run, ours: Run, database: str) -> list[str]:
-    """What came out differently and is not in `DIFFERENCES`, or is there and did not."""
+def differences(
+    stock: Run, ours: Run, database: str, expected: dict[str, str] = DIFFERENCES
+) -> list[str]:
+    """What came out differently and is not among those expected, or is there and did not."""
     found = []
     theirs, here = stock.by_test, ours.by_test
     for test in sorted({*theirs, *here}):
         before, after = theirs.get(test, {}), here.get(test, {})
-        known = test in DIFFERENCES or f"{test} on {database}" in DIFFERENCES
+        known = test in expected or f"{test} on {database}" in expected
         if before == after and known:
-            found.append(f"{test}\n  is as in Django now: remove it from DIFFERENCES")
+            found.append(f"{test}\n  is as without us now: remove it from DIFFERENCES")
         if before == after or known:
             continue
         names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
         for name in names:
             detail = ours.details.get(name) or stock.details.get(name, "")
             found.append(
-                f"{name}\n  {before.get(name, 'absent')} in Django, {after.get(name, 'absent')} "
+                f"{name}\n  {before.get(name, 'absent')} without us, {after.get(name, 'absent')} "
                 f"here\n{detail.strip()}"
             )
     return found

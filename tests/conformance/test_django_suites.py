@@ -1,79 +1,43 @@
 """Django's own tests, in a bridge on the event loop, come out as they do without.
 
-GREENROOM_CONFORMANCE_SUITES names others than those of `suites.SUITES`, or says "all".
+GREENROOM_CONFORMANCE_SUITES names others than those of `suites.SUITES`, or says "all";
+"rest_framework" is not Django's.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 import pytest
 
 from conformance import suites
+from conformance.runs import Runs
 
-LABELS = os.environ.get("GREENROOM_CONFORMANCE_SUITES", "").split() or suites.SUITES
+ASKED = os.environ.get("GREENROOM_CONFORMANCE_SUITES", "").split() or suites.SUITES
+LABELS = [each for each in ASKED if each != "rest_framework"]
 if LABELS == ["all"]:
     LABELS = suites.SUITES + suites.MORE
 ALIASES = ("default", "other")
 
-pytestmark = pytest.mark.timeout(2 * suites.TIMEOUT + 120)
-
-
-class Runs:
-    """The runs by database and loop, each begun once; two at a time."""
-
-    def __init__(self, request: pytest.FixtureRequest, factory: pytest.TempPathFactory) -> None:
-        self._request = request
-        self._factory = factory
-        self._pool = ThreadPoolExecutor(2)
-        self._begun: dict[tuple[str, str], Future[suites.Run]] = {}
-
-    def begin(self, database: str, loop: str) -> Future[suites.Run]:
-        key = (database, loop)
-        if key not in self._begun:
-            folder = self._factory.mktemp(f"{database}-{loop}")
-            databases = getattr(self, f"_{database}")(loop, folder)
-            self._begun[key] = self._pool.submit(suites.run, LABELS, loop, databases, folder)
-        return self._begun[key]
-
-    def close(self) -> None:
-        self._pool.shutdown()
-
-    def _sqlite(self, loop: str, folder: Path) -> dict[str, Any]:
-        # In files: a database in memory belongs to one connection.
-        return {
-            alias: {
-                "ENGINE": "django.db.backends.sqlite3",
-                "NAME": str(folder / f"{alias}.sqlite3"),
-                "TEST": {"NAME": str(folder / f"test_{alias}.sqlite3")},
-            }
-            for alias in ALIASES
-        }
-
-    def _postgresql(self, loop: str, folder: Path) -> dict[str, Any]:
-        pg = self._request.getfixturevalue("pg")
-        keys = ("ENGINE", "NAME", "USER", "HOST")
-        entries = {alias: pg.create(f"conformance_{loop}_{alias}") for alias in ALIASES}
-        return {alias: {key: entry[key] for key in keys} for alias, entry in entries.items()}
+pytestmark = [
+    pytest.mark.timeout(2 * suites.TIMEOUT + 120),
+    pytest.mark.skipif(not LABELS, reason="other suites were asked for"),
+]
 
 
 @pytest.fixture(scope="module")
-def runs(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Runs]:
+def runs(request: pytest.FixtureRequest) -> Iterator[Runs[suites.Run]]:
     suites.sources()
-    runs = Runs(request, tmp_path_factory)
+    runs = Runs(request, partial(suites.run, LABELS), "django", ALIASES)
     yield runs
     runs.close()
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])
-def test_as_without_a_loop(runs: Runs, database: str, loop: str) -> None:
+def test_as_without_a_loop(runs: Runs[suites.Run], database: str, loop: str) -> None:
     stock, ours = (each.result() for each in [runs.begin(database, n) for n in ("stock", loop)])
     for name, run in (("stock", stock), (loop, ours)):
         print(

@@ -1,0 +1,97 @@
+"""Django REST framework's own tests: where they come from, one run of them, what may differ."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from conformance import suites
+from conformance.suites import HERE, ROOT
+
+# What its tests import, beside what ours do. They are put into a folder of their own, since
+# pytest-django would change our tests.
+PACKAGES = [
+    "charset-normalizer",
+    "dj-database-url",
+    "django-guardian>=2.4,<3.6",
+    "legacy-cgi; python_version >= '3.13'",
+    "markdown>=3.3.7",
+    "pytest-django>=4.5.2,<5",
+    "requests",
+    "urllib3",
+]
+
+_DIRECT = (
+    "It calls a handler of a view that no request was dispatched to, and awaits nothing. "
+    "A coroutine function called by plain code of the project returns a coroutine."
+)
+
+# Tests that come out differently with coroutine functions, and why this is right. With plain
+# ones there is no difference.
+DIFFERENCES: dict[str, str] = {
+    f"tests/test_generics.py::ApiViewsTests::test_{name}": _DIRECT
+    for name in (
+        "create_api_view_post",
+        "destroy_api_view_delete",
+        "retrieve_destroy_api_view_delete",
+        "retrieve_destroy_api_view_get",
+        "retrieve_update_api_view_get",
+        "retrieve_update_api_view_patch",
+        "retrieve_update_api_view_put",
+        "update_api_view_partial_update",
+    )
+}
+
+# The most seconds of one run.
+TIMEOUT = 300
+
+
+@dataclass(frozen=True)
+class Run(suites.Run):
+    """What came out of one run; see `drf_runner`."""
+
+    requests: int
+    through_ours: int
+    on_loop: int
+    handlers_awaited: int
+    others_awaited: int
+
+
+def sources() -> Path:
+    """The source distribution of the installed DRF without the package, kept in .venvs."""
+    installed = version("djangorestframework")
+    return suites.unpacked("djangorestframework", installed, without="rest_framework")
+
+
+def packages() -> Path:
+    """A folder with `PACKAGES`, kept in .venvs."""
+    folder = sources().parent / f"packages-{sysconfig.get_python_version()}"
+    stamp = folder / ".installed"
+    if not stamp.exists() or stamp.read_text() != str(PACKAGES):
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--upgrade", "--no-deps"]
+        command = [*pip, "--target", str(folder), *PACKAGES]
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+        stamp.write_text(str(PACKAGES))
+    return folder
+
+
+def run(name: str, databases: dict[str, Any], folder: Path) -> Run:
+    """Run DRF's tests on `databases`, with `folder` for what they write.
+
+    `name`: one of `drf_runner.RUNS`.
+    """
+    command = [str(HERE / "drf_runner.py"), "--tests", str(sources()), "--run", name]
+    path = f"{ROOT / 'src'}{os.pathsep}{packages()}"
+    return Run(**suites.process(command, databases, folder, TIMEOUT, PYTHONPATH=path))
+
+
+def differences(stock: Run, ours: Run, database: str, name: str) -> list[str]:
+    """What came out differently and may not, or may and did not."""
+    expected = DIFFERENCES if name.startswith("coroutines") else {}
+    return suites.differences(stock, ours, database, expected)
