@@ -514,6 +514,17 @@ class PostgreSQL(borrow.Wrapper):
         if self._lender is not None:
             self._lender.close()
 
+    def _set_autocommit(self, autocommit: bool) -> None:
+        connection = self.connection
+        if (
+            connection._autocommit == autocommit
+            and connection.pgconn.transaction_status == IDLE
+            and connection._pipeline is None
+        ):
+            # As it is each time that one is lent.
+            return
+        super()._set_autocommit(autocommit)  # type: ignore[misc]
+
     def create_cursor(self, name: str | None = None) -> Any:
         cursor = super().create_cursor(name)  # type: ignore[misc]
         if name:
