@@ -16,6 +16,10 @@ Rule 3: **the context crosses with the control**: context variables, and asgiref
 with its thread and has to be re-homed. Every job starts from a copy of its
 task's context, so nothing stays behind on a thread for the next request.
 
+A call in a transaction likewise is awaited to its end when it is cancelled, if it was
+begun: what it goes on to write would come after the rollback. Other calls are given
+up, as by asgiref.
+
 Cancelling `run` never abandons a thread. It can't be interrupted: the
 cancellation is delivered where it next waits for a coroutine, and `run` raises it
 when the thread is done.
@@ -609,10 +613,54 @@ class Job(Waiter):
         return Outcome(result, None)
 
 
+class ToItsEnd:
+    """A call that is part of a transaction: once begun, it is awaited to its end.
+
+    What it goes on to write after a cancellation would come after the rollback.
+    """
+
+    __slots__ = ("fn",)
+
+    def __init__(self, fn: Callable[[], Any]) -> None:
+        self.fn = fn
+
+    def __call__(self) -> Any:
+        return self.fn()
+
+
+class _Patient(asyncio.Future[Any]):
+    """The future of such a call: cancelled when the call has ended, or never begins."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
+        # Taken by the thread when it begins, or by a cancellation.
+        self._turn: list[None] = [None]
+        self.asked: tuple[Any, ...] | None = None
+
+    def begin(self) -> bool:
+        try:
+            self._turn.pop()
+        except IndexError:
+            return False
+        return True
+
+    def cancel(self, msg: Any = None) -> bool:
+        if self.done():
+            return False
+        if self.begin():
+            return super().cancel(msg)
+        self.asked = () if msg is None else (msg,)
+        return True
+
+    def end(self) -> None:
+        if self.asked is not None and not self.done():
+            super().cancel(*self.asked)
+
+
 class Call(Waiter):
     """One thread-sensitive call of a coroutine, and the future that awaits it."""
 
-    __slots__ = ("fn", "future", "lane")
+    __slots__ = ("fn", "future", "lane", "patient")
 
     kind = CALL
 
@@ -620,7 +668,8 @@ class Call(Waiter):
         super().__init__(lane.threads)
         self.fn = fn
         self.lane = lane
-        self.future: asyncio.Future[Any] = lane.threads.loop.create_future()
+        self.patient = _Patient(lane.threads.loop) if isinstance(fn, ToItsEnd) else None
+        self.future: asyncio.Future[Any] = self.patient or lane.threads.loop.create_future()
 
     def deliver(self, message: Any) -> None:
         """The request's task is busy: it awaits this call, or its sibling.
@@ -630,7 +679,10 @@ class Call(Waiter):
         the thread then waits for is cancelled here, or the request would go on.
         """
         self.spawn(message)
-        if self.future.cancelled() and message.task is not None:
+        given_up = self.future.cancelled() or (
+            self.patient is not None and self.patient.asked is not None
+        )
+        if given_up and message.task is not None:
             message.task.cancel()
 
     def refuse(self, error: BaseException) -> None:
@@ -645,7 +697,8 @@ class Call(Waiter):
         bridge.set_thread_wait(self.wait)
         result = error = None
         try:
-            if not self.future.cancelled():
+            begins = not self.future.cancelled() if self.patient is None else self.patient.begin()
+            if begins:
                 result = self.fn()
                 self.report_swallowed()
         except BaseException as exc:
@@ -664,6 +717,8 @@ class Call(Waiter):
         del error, result
 
     def _end(self, result: Any, error: BaseException | None) -> None:
+        if self.patient is not None:
+            self.patient.end()
         if not self.future.done():
             if error is None:
                 self.future.set_result(result)

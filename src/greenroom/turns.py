@@ -301,6 +301,10 @@ class Turns(Turn):
         with self._lock:
             self._next()
 
+    def is_in_block(self) -> bool:
+        """Whether the code here is in a block that is open."""
+        return self._block() is not None
+
     def is_inside(self) -> bool:
         """Whether the code here is in the innermost block."""
         return self.innermost is self._block()

@@ -83,6 +83,13 @@ class Scope:
         """Whether all wrappers that it has can be used on the loop."""
         return not self.own or all(isinstance(each, Wrapper) for each in self.wrappers.values())
 
+    def is_in_block(self) -> bool:
+        """Whether the code here is in a transaction."""
+        return any(
+            isinstance(each, Wrapper) and each.turns.is_in_block()
+            for each in list(self.wrappers.values())
+        )
+
     def suspend(self) -> bool:
         """Give back what isn't needed at the moment; says whether more is held. Never waits."""
         if self.own or self.closed:

@@ -24,6 +24,7 @@ from django.contrib.sessions.backends.base import SessionBase
 from django.db.models import Manager, Model, QuerySet
 
 from greenroom import bridge
+from greenroom.crossing import ToItsEnd
 
 from . import borrow
 
@@ -36,8 +37,9 @@ def route(fn: Callable[[], Any]) -> Any:
     call = _target(fn)
     if call is not None and is_djangos(call) and borrow.waits_on_loop() and scope.is_ours():
         return _here(fn)
+    in_block = scope.is_in_block()
     if scope.own:
-        return fn
+        return ToItsEnd(fn) if in_block else fn
     context = copy_context()
 
     def on_thread() -> Any:
@@ -46,7 +48,7 @@ def route(fn: Callable[[], Any]) -> Any:
         finally:
             context.run(scope.suspend)
 
-    return on_thread
+    return ToItsEnd(on_thread) if in_block else on_thread
 
 
 def is_djangos(call: Any) -> bool:

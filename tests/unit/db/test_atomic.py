@@ -20,7 +20,7 @@ from django.db import (
 )
 
 import greenroom
-from orm import Ask, forget_wrapper, turns
+from orm import Ask, Database, forget_wrapper, turns
 from project.shop.models import Counter, Customer
 
 
@@ -883,3 +883,61 @@ def test_a_second_database(database: Any, placement: str) -> None:
         del connections["other"]
         del connections.settings["other"]
     assert names() == ["kept"]
+
+
+def test_a_cancelled_call_of_a_block_writes_nothing_after_the_rollback(
+    database: Database, placement: str
+) -> None:
+    """It is on a thread, which can't be interrupted: the block waits for its end."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        Customer.objects.create(name="before")
+        begun.set()
+        assert go_on.wait(10)
+        Customer.objects.create(name="after")
+
+    async def view(request: Any) -> str:
+        async def block() -> None:
+            async with greenroom.atomic():
+                await sync_to_async(slow)()
+
+        task = asyncio.create_task(block())
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        task.cancel()
+        asyncio.get_running_loop().call_later(0.05, go_on.set)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert go_on.is_set()
+        return "cancelled"
+
+    assert database.request(view, placement) == "cancelled"
+    assert database.execute("SELECT name FROM shop_customer") == []
+
+
+def test_a_call_of_a_block_that_was_not_begun_is_cancelled_at_once(database: Database) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    ran: list[str] = []
+
+    def holds_the_thread() -> None:
+        begun.set()
+        assert go_on.wait(10)
+
+    async def view(request: Any) -> None:
+        async with greenroom.atomic():
+            await Customer.objects.acreate(name="rolled back")
+            first = asyncio.create_task(sync_to_async(holds_the_thread)())
+            while not begun.is_set():
+                await asyncio.sleep(0.001)
+            second = asyncio.create_task(sync_to_async(ran.append)("second"))
+            await asyncio.sleep(0.01)
+            second.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await second
+            assert not go_on.is_set()
+            go_on.set()
+            await first
+
+    database.request(view, "loop")
+    assert ran == []
