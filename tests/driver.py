@@ -10,7 +10,6 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from django.core.cache import caches
 from django.test import override_settings
 
 from greenroom.application import AsyncDjangoApplication
@@ -149,25 +148,18 @@ class Site:
         self._app: AsyncDjangoApplication | None = None
 
     def __enter__(self) -> Site:
-        self._switch(self._override.enable)
+        self._override.enable()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._switch(self._override.disable)
+        self._override.disable()
 
     def use(self, *middleware: str) -> None:
         """Choose the middlewares; before the first request."""
-        self._switch(self._override.disable)
+        self._override.disable()
         self._override.options["MIDDLEWARE"] = list(middleware)
-        self._switch(self._override.enable)
+        self._override.enable()
         self._app = None
-
-    @staticmethod
-    def _switch(change: Callable[[], object]) -> None:
-        # When CACHES changes, Django's own tests forget where clients are kept.
-        clients = caches._connections
-        change()
-        caches._connections = clients
 
     @property
     def app(self) -> AsyncDjangoApplication:

@@ -15,7 +15,7 @@ replaced                               why
 `django.urls.URLResolver               a coroutine handler404 … handler500 would
 .resolve_error_handler`                return a coroutine in the place of a
                                        response
-`django.core.cache.caches              it keeps clients in a context variable:
+`django.core.cache.CacheHandler        it keeps clients in a context variable:
 ._connections`                         every request, having a context of its
                                        own, would make a new client; on the loop
                                        those that do I/O hand it to a thread

@@ -23,7 +23,7 @@ from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.contrib.auth import hashers
 from django.contrib.auth.signals import user_logged_in, user_logged_out, user_login_failed
 from django.contrib.sessions.backends import file as file_sessions
-from django.core.cache import caches
+from django.core.cache import CacheHandler, caches
 from django.core.cache.backends.base import BaseCache
 from django.core.files.images import ImageFile
 from django.db.backends.signals import connection_created
@@ -177,6 +177,14 @@ class SlowCache:
         return bool(off_loop(self._call, "__contains__", key))
 
 
+def _clients_of(handler: CacheHandler) -> Any:
+    return handler.__dict__["_greenroom_clients"]
+
+
+def _set_clients(handler: CacheHandler, clients: Any) -> None:
+    handler.__dict__["_greenroom_clients"] = ThreadClients(clients)
+
+
 def apply() -> None:
     """Replace what `greenroom.patches` names."""
     Signal.send = _sender_of(Signal.send)  # type: ignore[method-assign]
@@ -192,4 +200,7 @@ def apply() -> None:
     FieldFile.size = property(_off(size))  # type: ignore[assignment,method-assign]
     hashers.get_hashers = get_hashers
     hashers.get_hashers_by_algorithm.cache_clear()  # type: ignore[attr-defined]
-    caches._connections = ThreadClients(caches._connections)  # type: ignore[attr-defined]
+    # A property, since Django's own tests set another one when CACHES is overridden.
+    clients = caches.__dict__.pop("_connections")
+    CacheHandler._connections = property(_clients_of, _set_clients)  # type: ignore[attr-defined]
+    caches._connections = clients  # type: ignore[attr-defined]
