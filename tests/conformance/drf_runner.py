@@ -164,10 +164,15 @@ class WSGIHandler(_Handler):
 
     def __init__(self) -> None:
         self.application = application.AsyncDjangoApplication()
+        self.ours = self.application.handler.get_response
+        self.application.handler.get_response = self._answer
+
+    def _answer(self, request: Any) -> Any:
+        Report.on_loop += handler.ON_LOOP in request.__dict__
+        return self.ours(request)
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
         Report.requests += 1
-        Report.on_loop += Run.loop.endswith("loop")
         return self.serve(environ, start_response)
 
 
