@@ -3,7 +3,6 @@ from django.db import transaction
 
 from .models import Board, Tile
 
-
 admin.site.site_header = "Montage: the stage door"
 admin.site.site_title = "Montage"
 admin.site.index_title = "Boards and people"

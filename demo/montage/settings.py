@@ -1,6 +1,7 @@
 """The settings of a site that runs on one's own machine, with nothing but Django in front.
 
-From the environment: PORT, MONTAGE_UPSTREAM, MONTAGE_DATABASE, MONTAGE_SECRET_KEY, DJANGO_DEBUG.
+From the environment: PORT, MONTAGE_UPSTREAM, MONTAGE_DATABASE, MONTAGE_MEDIA, MONTAGE_SECRET_KEY,
+DJANGO_DEBUG.
 """
 
 import os
@@ -21,6 +22,10 @@ ALLOWED_HOSTS = ["127.0.0.1", "localhost", "[::1]"]
 INSTALLED_APPS = [
     "greenroom",
     "montage",
+    "boxoffice",
+    "rest_framework",
+    "django_filters",
+    "drf_spectacular",
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -66,6 +71,8 @@ if django.VERSION >= (6, 0):
 
 ROOT_URLCONF = "montage.urls"
 STATIC_URL = "/static/"
+MEDIA_URL = "/media/"
+MEDIA_ROOT = os.environ.get("MONTAGE_MEDIA") or BASE_DIR / "media"
 
 TEMPLATES = [
     {
@@ -91,6 +98,34 @@ DATABASES = {
 }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": [
+        "rest_framework_simplejwt.authentication.JWTAuthentication",
+        "rest_framework.authentication.SessionAuthentication",
+    ],
+    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticatedOrReadOnly"],
+    "DEFAULT_THROTTLE_CLASSES": ["rest_framework.throttling.ScopedRateThrottle"],
+    "DEFAULT_THROTTLE_RATES": {"booking": "20/min"},
+    "DEFAULT_FILTER_BACKENDS": [
+        "django_filters.rest_framework.DjangoFilterBackend",
+        "rest_framework.filters.SearchFilter",
+        "rest_framework.filters.OrderingFilter",
+    ],
+    "DEFAULT_PAGINATION_CLASS": "boxoffice.pagination.Pages",
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "Box office",
+    "VERSION": "1",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "COMPONENT_SPLIT_REQUEST": True,
+    "POSTPROCESSING_HOOKS": [
+        "drf_spectacular.hooks.postprocess_schema_enums",
+        "boxoffice.schema.add_errors",
+    ],
+}
+
 USE_I18N = False
 TIME_ZONE = "UTC"
 USE_TZ = True
@@ -102,6 +137,7 @@ LOGGING = {
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "plain"}},
     "loggers": {
         "montage": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
+        "boxoffice": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
         # Without this, an error would be mailed to nobody and shown nowhere while DEBUG is off.
         "django": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
     },

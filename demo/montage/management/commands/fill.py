@@ -1,7 +1,11 @@
+from datetime import timedelta
+
 from django.contrib.auth import get_user_model
 from django.core.management.base import BaseCommand
 from django.db import transaction
+from django.utils import timezone
 
+from boxoffice.models import Performance, Show
 from montage.models import Board, Tile
 from montage.upstreams import SERVICES
 
@@ -10,9 +14,18 @@ BOARDS = {
     "on-the-way": ("On the way", ["weather", "tide", "trains", "air", "bikes"]),
 }
 
+SHOWS = {
+    "The Harbour Lights": ("A comedy with a ferry in it.", 24),
+    "Signal Box": ("Two railwaymen, one winter, no trains.", 18),
+    "The Missing Benches": ("The council investigates. With songs.", 12),
+}
+EVENINGS = 14
+
+USERS = {"demo": "who may do everything", "guest": "who may book seats"}
+
 
 class Command(BaseCommand):
-    help = "Makes the boards and the demo user. What is there already is left as it is."
+    help = "Makes boards, shows and two users. What is there already is left as it is."
 
     @transaction.atomic
     def handle(self, **options):
@@ -29,11 +42,27 @@ class Command(BaseCommand):
             self.stdout.write(f"Board “{board}” {'made' if made else 'is there'}.")
 
         User = get_user_model()
-        if User.objects.filter(username="demo").exists():
-            self.stdout.write("User “demo” is there.")
-        else:
-            User.objects.create_superuser("demo", password="demo")
-            self.stdout.write("User “demo” made, with the password “demo”.")
+        for name, what in USERS.items():
+            if User.objects.filter(username=name).exists():
+                self.stdout.write(f"User “{name}” is there.")
+                continue
+            make = User.objects.create_superuser if name == "demo" else User.objects.create_user
+            make(name, password=name)
+            self.stdout.write(f"User “{name}”, {what}, made with the password “{name}”.")
+
+        first = timezone.now().replace(hour=19, minute=30, second=0, microsecond=0)
+        for title, (about, price) in SHOWS.items():
+            show, made = Show.objects.get_or_create(title=title, defaults={"about": about})
+            if made:
+                show.managers.add(User.objects.get(username="demo"))
+                Performance.objects.bulk_create(
+                    Performance(
+                        show=show, starts_at=first + timedelta(days=day), price=price, seats=120
+                    )
+                    for day in range(1, EVENINGS + 1)
+                )
+            self.stdout.write(f"Show “{title}” {'made' if made else 'is there'}.")
+
         self.stderr.write(
             self.style.WARNING(
                 "WARNING: demo/demo may do everything in /admin/. That is for trying this out on"
