@@ -20,6 +20,12 @@ import driver  # noqa: E402
 import postgresql  # noqa: E402
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if {"conformance", "demo"} & set(item.path.parts):
+            item.add_marker("once")
+
+
 @pytest.fixture(params=["asyncio", "uvloop"])
 def loop_factory(request: pytest.FixtureRequest) -> Any:
     """Both event loops."""

@@ -160,6 +160,7 @@ def test_a_thousand_requests_share_twenty_connections(
 # Many requests, many of which end early.
 
 
+@pytest.mark.once
 def test_a_soak(pg: PostgreSQL) -> None:
     run = soak.Soak(pg, 2000, seed=next(_numbers))
     run.run()
