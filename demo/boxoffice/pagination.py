@@ -7,3 +7,7 @@ class Pages(CursorPagination):
     page_size = 10
     page_size_query_param = "page_size"
     max_page_size = 100
+
+    def get_ordering(self, request, queryset, view):
+        """Ends with the key: what is otherwise equal has an order too, there and back."""
+        return (*super().get_ordering(request, queryset, view), "pk")

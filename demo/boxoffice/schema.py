@@ -6,8 +6,13 @@ SCHEMAS = {
         "properties": {"detail": {"type": "string"}},
         "required": ["detail"],
     },
-    # Lists of messages by the names of the fields, nested as the fields are.
-    "Invalid": {"type": "object", "additionalProperties": {}},
+    # Messages by the names of the fields, nested as the fields are; or of the whole.
+    "Invalid": {
+        "anyOf": [
+            {"type": "object", "additionalProperties": {}},
+            {"type": "array", "items": {"type": "string"}},
+        ]
+    },
 }
 
 ERRORS = {

@@ -55,6 +55,9 @@ class ShowSerializer(serializers.ModelSerializer):
             pk = fields.pop("id", None)
             if pk is not None and pk not in there:
                 _refuse(f"The show has no performance {pk}.")
+            if pk is None and (missing := {"starts_at", "price", "seats"} - fields.keys()):
+                # A PATCH requires no field, and that reaches to the fields of fields.
+                _refuse(f"A new performance needs {' and '.join(sorted(missing))}.")
             performance = there.pop(pk, None) or Performance(show=show)
             for name, value in fields.items():
                 setattr(performance, name, value)

@@ -1,7 +1,7 @@
 """The settings of a site that runs on one's own machine, with nothing but Django in front.
 
-From the environment: PORT, MONTAGE_UPSTREAM, MONTAGE_DATABASE, MONTAGE_MEDIA, MONTAGE_SECRET_KEY,
-DJANGO_DEBUG.
+From the environment: PORT, MONTAGE_UPSTREAM, MONTAGE_DATABASE, MONTAGE_POSTGRESQL, MONTAGE_MEDIA,
+MONTAGE_BOOKING_RATE, MONTAGE_SECRET_KEY, DJANGO_DEBUG.
 """
 
 import os
@@ -96,6 +96,12 @@ DATABASES = {
         "OPTIONS": {"transaction_mode": "IMMEDIATE"},
     }
 }
+if "MONTAGE_POSTGRESQL" in os.environ:
+    # The name of a database; libpq reads the rest from PGHOST, PGUSER and so on.
+    DATABASES["default"] = {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": os.environ["MONTAGE_POSTGRESQL"],
+    }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 REST_FRAMEWORK = {
@@ -106,7 +112,7 @@ REST_FRAMEWORK = {
     "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticatedOrReadOnly"],
     "DEFAULT_THROTTLE_CLASSES": ["rest_framework.throttling.ScopedRateThrottle"],
-    "DEFAULT_THROTTLE_RATES": {"booking": "20/min"},
+    "DEFAULT_THROTTLE_RATES": {"booking": os.environ.get("MONTAGE_BOOKING_RATE", "20/min")},
     "DEFAULT_FILTER_BACKENDS": [
         "django_filters.rest_framework.DjangoFilterBackend",
         "rest_framework.filters.SearchFilter",

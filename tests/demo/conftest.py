@@ -1,5 +1,6 @@
 """The demo site as its README starts it: the same commands, in processes of their own."""
 
+import contextlib
 import os
 import re
 import signal
@@ -47,18 +48,32 @@ def manage(env, *command):
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("montage")
+def site(serve):
+    with serve() as site:
+        yield site
+
+
+@pytest.fixture(scope="session")
+def serve(tmp_path_factory):
+    """A function: `with serve(MONTAGE_…="…") as site`."""
+    return lambda **settings: serving(tmp_path_factory.mktemp("montage"), **settings)
+
+
+@contextlib.contextmanager
+def serving(directory, **settings):
+    """A site of its own, with what is in `settings` in its environment."""
     env = {
         name: value
         for name, value in os.environ.items()
-        if name not in ("DJANGO_SETTINGS_MODULE", "DJANGO_DEBUG", "MONTAGE_UPSTREAM")
+        if not name.startswith(("DJANGO_", "MONTAGE_"))
     } | {
         "PORT": "0",
         "HOME": str(directory),  # gunicorn keeps its control socket there
         "MONTAGE_DATABASE": str(directory / "montage.sqlite3"),
+        "MONTAGE_MEDIA": str(directory / "media"),
         "MONTAGE_SECRET_KEY": "the tests leave no file in the checkout",
     }
+    env |= settings
     manage(env, "migrate", "--verbosity=0")
     manage(env, "fill")
     log = directory / "log"
