@@ -12,7 +12,7 @@ from django.db import transaction
 from django.db.models import F, ProtectedError
 from django.http import Http404
 from django.shortcuts import get_object_or_404
-from drf_spectacular.utils import extend_schema, extend_schema_view
+from drf_spectacular.utils import extend_schema
 from rest_framework import mixins, viewsets
 from rest_framework.decorators import action, api_view
 from rest_framework.parsers import MultiPartParser
@@ -153,7 +153,6 @@ def _send_ticket(booking):
     logger.info("ticket %s for %s: %s", booking.reference, booking.customer, booking)
 
 
-@extend_schema_view(partial_update=extend_schema(request=serializers.BookingNoteSerializer))
 class Bookings(
     mixins.ListModelMixin,
     mixins.RetrieveModelMixin,

@@ -25,7 +25,6 @@ def test_schema_is_made_without_warnings(site):
     site.manage("spectacular", "--validate", "--fail-on-warn", "--file", "/dev/null")
 
 
-@pytest.mark.once
 def test_answers_are_what_the_schema_says(site, client, tmp_path):
     pair = client.post("/api/token/", json={"username": "demo", "password": "demo"}).json()
     done = subprocess.run(
