@@ -3,6 +3,8 @@
 import asyncio
 import itertools
 import json
+import socket
+import struct
 import time
 from datetime import UTC, datetime, timedelta
 
@@ -437,6 +439,25 @@ def test_a_service_that_fails_books_nothing(site, api, anyone, failing):
     ticket = f": 1 × {_title(api, performance)},"
     _eventually(lambda: ticket in site.log.read_text())
     assert site.log.read_text().count(ticket) == 1
+
+
+def test_who_leaves_meanwhile_books_nothing(site, api, anyone):
+    performance = new_evening(api, anyone)
+    request = (
+        f"POST /api/performances/{performance}/book/ HTTP/1.1\r\nHost: localhost\r\n"
+        f"Authorization: {anyone['Authorization']}\r\n"
+        'Content-Type: application/json\r\nContent-Length: 12\r\n\r\n{"seats": 3}'
+    )
+    url = httpx.URL(site.url)
+    with socket.create_connection((url.host, url.port)) as client:
+        client.sendall(request.encode())
+        time.sleep(0.1)  # the services take 0.3 seconds
+        # A reset: after a mere end of its half the client might still be reading.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    time.sleep(0.5)
+    assert api.get(f"performances/{performance}/").json()["free"] == 10
+    assert api.get("bookings/", headers=anyone).json()["results"] == []
+    assert book(api, anyone, performance, 10).status_code == 201
 
 
 def test_fifty_at_once_never_oversell(site, api, anyone, people):
