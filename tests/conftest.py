@@ -18,6 +18,7 @@ django.setup(set_prefix=False)
 
 import driver  # noqa: E402
 import postgresql  # noqa: E402
+from greenroom.db import borrow  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -58,6 +59,12 @@ def pg() -> Iterator[postgresql.PostgreSQL]:
 
 @pytest.fixture(autouse=True)
 def _nothing_left() -> Iterator[None]:
-    """What a test leaves in cycles is reported in that test, not in a later one."""
+    """What a test leaves in cycles is reported in that test, not in a later one.
+
+    So is a request whose wrappers the thread would go on with.
+    """
     yield
     gc.collect()
+    scope = borrow._scope.get()
+    borrow._scope.set(None)
+    assert scope is None or scope.closed, f"{scope.name} was not left"

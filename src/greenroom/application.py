@@ -175,6 +175,9 @@ class AsyncDjangoApplication:
         except BaseException:
             exchange.close()
             raise
+        # The server closes it, when it has sent it: then the thread's wrappers are the next
+        # request's.
+        response._resource_closers.append(exchange.leave)  # type: ignore[attr-defined]
         file = exchange.file_of(response)
         if file is not None:
             # Servers close the wrapper, which closes what it wraps.
@@ -329,10 +332,11 @@ class _Exchange:
 
     def throw_away(self) -> None:
         """As `close`, where nothing can wait."""
-        self._leave()
+        self.leave()
         self.close()
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """Nothing more is done for this request with its database wrappers."""
         if self.scope is not None:
             borrow.leave(self.scope)
 
@@ -357,7 +361,7 @@ class _Exchange:
             else:
                 handler.close_unanswered(self.request, type(self.application))
         finally:
-            self._leave()
+            self.leave()
 
     def _end_on_thread(self) -> None:
         """On a thread of the worker, whose next user is another request."""
@@ -414,7 +418,7 @@ class _Exchange:
                 return Then(parts, self._end_on_thread)
             if getattr(response, "is_async", False) or self.file_of(response) is not None:
                 # The thread's next request has its connections.
-                self._leave()
+                self.leave()
                 return Then(response, _give_back_connections)
             return self._hold()
         except BaseException:
