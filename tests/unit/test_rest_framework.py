@@ -453,6 +453,18 @@ def test_without_a_method_the_most_restricted_is_named() -> None:
     assert place("/no/").reason == "POST: its POST is a plain function"
 
 
+def test_methods_that_a_class_leaves_out_are_not_listed() -> None:
+    from rest_framework import viewsets
+
+    from greenroom.integrations.rest_framework import methods
+
+    class Patched(viewsets.ModelViewSet):
+        http_method_names = ["get", "patch", "head"]  # noqa: RUF012
+
+    actions = {"get": "list", "put": "update", "patch": "partial_update"}
+    assert methods(Patched.as_view(actions)) == ("GET", "PATCH")
+
+
 def test_parked_threads_are_counted() -> None:
     """A place among MAX_PARKED is taken for the coroutine of a view that is on a thread."""
     with Site("thread", max_parked=1, queue_timeout=0.2, **SETTINGS) as site:

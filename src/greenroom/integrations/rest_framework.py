@@ -531,11 +531,11 @@ def methods(view: Any) -> tuple[str, ...] | None:
         return None
     kind = view.cls
     actions = getattr(view, "actions", None)
-    names = actions if actions is not None else kind.http_method_names
     return tuple(
         name.upper()
-        for name in names
-        if name not in ("head", "options") and (actions is not None or hasattr(kind, name))
+        for name in kind.http_method_names
+        if name not in ("head", "options")
+        and (name in actions if actions is not None else hasattr(kind, name))
     )
 
 
