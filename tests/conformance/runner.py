@@ -34,6 +34,7 @@ from django.test.runner import DiscoverRunner
 
 import greenroom.patches
 from greenroom import bridge
+from greenroom.db import borrow
 from greenroom.loops import Home
 from greenroom.threads import Threads
 
@@ -152,6 +153,8 @@ class Runner(DiscoverRunner):
                 return await counted(bridge.run(run))
             finally:
                 await home.aclose()
+                # PostgreSQL drops no database that somebody is connected to.
+                borrow.drain()
 
         with asyncio.Runner(loop_factory=_loop_factory(Run.loop)) as runner:
             return runner.run(main())
