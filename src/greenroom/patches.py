@@ -55,12 +55,29 @@ private, relied on                     for
 `_ThreadCriticalLocal._storage`        the wrappers of a thread, to use them from
                                        the loop
 `BaseDatabaseWrapper._cursor`,         what `greenroom.db` puts before a project's
-`.lease` of cursors …                  wrapper overrides them
+`._close`, `._set_autocommit`,         wrapper overrides them
+`.needs_rollback`,
+`CursorWrapper._execute`,
+`._executemany`
+`BaseDatabaseWrapper.run_on_commit`,   what Django notes of a transaction, where its
+`.savepoint_ids`, `.atomic_blocks`,    blocks end in another order, or another task's
+`.in_atomic_block`, `.errors_occurred`
+`BaseDatabaseWrapper._thread_ident`    a thread's wrapper that the loop asked for first
+`BaseDatabaseWrapper                   to close it though another has the turn
+.close.__wrapped__`
+`hashers.get_hashers.__wrapped__`      to make the hashers as Django does
 `DatabaseWrapper.pool`,                of Django's PostgreSQL backend: connections
 `._configure_connection`               are taken and returned as from psycopg's pool
 `Connection.wait`, `.lock`,            of psycopg: where it waits, and what it holds
 `._try_cancel`, `._exec_command`,      meanwhile
-`._pipeline`, `_isolation_level` …
+`._pipeline`, `._autocommit`,
+`._prepared`, `._isolation_level`,     what is set on a connection and not in its
+`._read_only`, `._deferrable`,         session, and must not reach the next request
+`._begin_statement`,
+`._notice_handlers`,
+`._notify_handlers`,
+`._notifies_backlog`, `Cursor._conn`,
+`errors._WaitTimeout`
 `ServerCursorMixin._described`,        whether a server-side cursor exists in the
 `._withhold`, `._name`                 server
 =====================================  ==========================================

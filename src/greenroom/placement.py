@@ -11,6 +11,8 @@ A subclass of known code is unknown: its own methods were not read.
 
 Queries do not block: where all databases can wait on the loop, code that only
 queries is loop-safe (see `greenroom.db`). Where one can't, all is on threads.
+
+The module is long because of its tables: a third of it says what was read.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@
 `postgresql`   psycopg's connection, waiting on the loop
 `sqlite`       a thread for each connection
 `transaction`  `atomic` in tasks
+`route`        which `sync_to_async` calls need no thread
+`selftest`     whether a query yields, asked when a worker starts
 
 What is replaced in other packages stands in `greenroom.patches`.
 """

@@ -27,6 +27,9 @@ Rule 3: connect, BEGIN, COMMIT, ROLLBACK, savepoints and closing are shielded.
 
 Only wrappers made here are used on the loop. Others raise Django's
 `SynchronousOnlyOperation` there.
+
+The module is long because a scope, its wrappers and their cursors decide together
+how long a connection is held: each refers to the two others.
 """
 
 from __future__ import annotations

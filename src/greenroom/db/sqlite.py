@@ -38,7 +38,7 @@ from typing import Any, TypeVar
 from django.db import DEFAULT_DB_ALIAS
 from django.db.backends.sqlite3.base import DatabaseWrapper, SQLiteCursorWrapper
 
-from greenroom import bridge
+from greenroom import bridge, conf
 from greenroom.errors import BridgeError
 from greenroom.turns import Turn
 
@@ -371,12 +371,9 @@ _writers: dict[str, Turn] = {}
 os.register_at_fork(after_in_child=_writers.clear)
 
 
-def _writers_of(database: str) -> Turn:
-    name = str(database)
+def _writers_of(name: str) -> Turn:
     turn = _writers.get(name)
     if turn is None:
-        from greenroom import conf
-
         seconds = conf.settings().db_timeout_of(DEFAULT_DB_ALIAS)
         turn = _writers.setdefault(name, Turn(seconds, _locked))
     return turn
