@@ -16,9 +16,8 @@ Rule 3: **the context crosses with the control**: context variables, and asgiref
 with its thread and has to be re-homed. Every job starts from a copy of its
 task's context, so nothing stays behind on a thread for the next request.
 
-A call in a transaction likewise is awaited to its end when it is cancelled, if it was
-begun: what it goes on to write would come after the rollback. Other calls are given
-up, as by asgiref.
+A call that is marked `ToItsEnd` (in a transaction, or by `off_loop`) likewise is awaited
+to its end when it is cancelled, if it was begun. Other calls are given up, as by asgiref.
 
 Cancelling `run` never abandons a thread. It can't be interrupted: the
 cancellation is delivered where it next waits for a coroutine, and `run` raises it
@@ -614,9 +613,10 @@ class Job(Waiter):
 
 
 class ToItsEnd:
-    """A call that is part of a transaction: once begun, it is awaited to its end.
+    """A call that is not given up by a cancellation once it has begun.
 
-    What it goes on to write after a cancellation would come after the rollback.
+    It uses the request; or it is part of a transaction, and what it went on to write
+    would come after the rollback.
     """
 
     __slots__ = ("fn",)

@@ -31,15 +31,15 @@ from . import borrow
 
 def route(fn: Callable[[], Any]) -> Any:
     """What `greenroom.crossing.Calls` does with a call: see there."""
+    call = _target(fn)
     scope = borrow.current()
     if scope is None:
-        return fn
-    call = _target(fn)
+        return ToItsEnd(fn) if isinstance(call, ToItsEnd) else fn
     if call is not None and is_djangos(call) and borrow.waits_on_loop() and scope.is_ours():
         return _here(fn)
-    in_block = scope.is_in_block()
+    to_its_end = isinstance(call, ToItsEnd) or scope.is_in_block()
     if scope.own:
-        return ToItsEnd(fn) if in_block else fn
+        return ToItsEnd(fn) if to_its_end else fn
     context = copy_context()
 
     def on_thread() -> Any:
@@ -48,7 +48,7 @@ def route(fn: Callable[[], Any]) -> Any:
         finally:
             context.run(scope.suspend)
 
-    return ToItsEnd(on_thread) if in_block else on_thread
+    return ToItsEnd(on_thread) if to_its_end else on_thread
 
 
 def is_djangos(call: Any) -> bool:
