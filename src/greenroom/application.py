@@ -98,6 +98,7 @@ class AsyncDjangoApplication:
             "max_parked": self.settings.max_parked,
             "queue_timeout": self.settings.queue_timeout,
             "spool_quota": self.settings.spool_quota,
+            "max_body": self.settings.max_body,
         }
 
     async def coroutine_wsgi_startup(self) -> str:

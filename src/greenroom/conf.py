@@ -14,6 +14,8 @@ key                         default  meaning
 ``LIFESPAN``                None     dotted name of a function that returns an async
                                      context manager, entered once per process; what it
                                      yields is ``request.lifespan``
+``MAX_BODY``                100 MiB  bytes of a request's body, past which it gets 413;
+                                     ``None``: any number
 ``SPOOL_QUOTA``             2**30    bytes of request bodies that one process keeps on disk
 ``DB_MAX_CONNECTIONS``      20       connections that requests on the loop share, a database
                                      and process
@@ -52,6 +54,7 @@ class Settings:
     queue_timeout: float = 30.0
     cancel_on_disconnect: bool = True
     lifespan: str | None = None
+    max_body: int | None = 100 * 2**20
     spool_quota: int = 2**30
     db_max_connections: Any = 20
     db_timeout: Any = 10.0
@@ -126,6 +129,10 @@ def _checked_one(key: str, value: Any, alias: str | None = None) -> Any:
         case "MAX_PARKED" | "SPOOL_QUOTA" | "DB_MAX_CONNECTIONS":
             good = isinstance(value, int) and not isinstance(value, bool) and value > 0
             wanted = "a positive integer"
+        case "MAX_BODY":
+            good = value is None or (isinstance(value, int) and not isinstance(value, bool))
+            good = good and (value is None or value > 0)
+            wanted = "a positive number of bytes, or None for any number"
         case "QUEUE_TIMEOUT" | "DB_TIMEOUT":
             good = isinstance(value, int | float) and not isinstance(value, bool)
             good = good and 0 < value < math.inf

@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import os
 import signal
 import ssl
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from gunicorn import SERVER
@@ -31,12 +32,12 @@ from gunicorn.workers import base
 from .errors import GreenroomError
 from .loops import Home
 from .server import Config, Hooks, Server
+from .server.config import Network
 from .server.head import Environ, Request
 from .server.response import Response
 from .threads import Threads
 
-# What this worker makes of gunicorn's settings. Those that are in neither table are
-# gunicorn's own business: processes, sockets, logs, the loading of the application.
+# What this worker makes of gunicorn's settings.
 HONOURED = {
     "threads": "how many threads run synchronous code at a time; those that wait for a "
     "coroutine aren't counted",
@@ -53,6 +54,9 @@ HONOURED = {
     "secure_scheme_headers": "what sets `wsgi.url_scheme` to https, from those",
     "forwarder_headers": "names with `_` that are taken from those",
     "header_map": "what becomes of other names with `_`: dropped, refused, or mixed up",
+    "proxy_protocol": "off, v1, v2, auto: an optional header ahead of the first request, and "
+    "ahead of a TLS handshake; its addresses hold for all requests of the connection",
+    "proxy_allow_ips": "who may send that header; others get 403",
     "sendfile": "files go out by `sendfile(2)`, but not over TLS",
     "tmp_upload_dir": "where bodies over 1 MiB are kept while their request lasts",
     "worker_tmp_dir": "gunicorn's heartbeat; and bodies, without `tmp_upload_dir`",
@@ -61,13 +65,17 @@ HONOURED = {
     "ca_certs": "see `certfile`",
     "cert_reqs": "see `certfile`",
     "ciphers": "see `certfile`",
-    "ssl_context": "the hook is called in each worker",
+    "do_handshake_on_connect": "the handshake always comes first, and has the time of a head",
+    "ssl_context": "the hook is called in each worker; ALPN offers http/1.1 whatever it returns",
     "pre_request": "called on the loop: it must not block; an error is answered with 500",
     "post_request": "called on the loop once the answer was handed to the socket, for every "
     "request that reached the application",
+    "post_worker_init": "called before the loop runs",
     "worker_int": "called on the loop",
     "worker_abort": "called when the loop was stuck",
+    "worker_exit": "called when the loop has ended",
     "accesslog": "one line per request, those that were refused too",
+    "access_log_format": "all atoms; `b` and `B` count the bytes of files too",
     "statsd_host": "as under gunicorn's own workers",
     "reload": "the worker drains and is started again",
     "http_protocols": "h1 only: h2 and h3 are refused",
@@ -75,8 +83,6 @@ HONOURED = {
 
 # What it doesn't do. A setting that differs from its default is refused.
 REFUSED = {
-    "proxy_protocol": "the PROXY protocol is not understood",
-    "proxy_allow_ips": "the PROXY protocol is not understood",
     "protocol": "only HTTP is understood",
     "uwsgi_allow_ips": "only HTTP is understood",
     "http2_cleartext": "HTTP/2 is not understood",
@@ -91,15 +97,29 @@ REFUSED = {
     "websocket_max_message_size": "WebSockets are not understood",
     "permit_obsolete_folding": "folded header lines are always refused",
     "strip_header_spaces": "spaces before the colon are always refused",
-    "permit_unconventional_http_method": "methods are those that llhttp knows",
+    "permit_unconventional_http_method": "the parser takes a fixed list of methods",
     "permit_unconventional_http_version": "versions are 1.0 and 1.1",
-    "casefold_http_method": "methods are taken as they are sent",
-    "ssl_version": "set it with the ssl_context hook",
-    "suppress_ragged_eofs": "it has no meaning here",
-    "do_handshake_on_connect": "handshakes are always done on the loop",
+    "casefold_http_method": "the parser refuses methods in lower case",
+    "ssl_version": "gunicorn itself ignores it: use the ssl_context hook",
+    "suppress_ragged_eofs": "a TLS connection that ends without a goodbye has ended",
     "root_path": "set SCRIPT_NAME in the environment",
 }
-_OPTIONS = ("max_parked", "queue_timeout", "spool_quota")
+# What is gunicorn's own business: processes, sockets, logs, the loading of the application.
+GUNICORNS = frozenset(
+    """
+    backlog bind capture_output chdir check_config child_exit config control_socket
+    control_socket_disable control_socket_mode daemon default_proc_name dirty_apps
+    dirty_graceful_timeout dirty_post_fork dirty_threads dirty_timeout dirty_worker_exit
+    dirty_worker_init dirty_workers disable_redirect_access_to_syslog dogstatsd_tags
+    enable_backlog_metric enable_stdio_inheritance errorlog group initgroups logconfig
+    logconfig_dict logconfig_json logger_class loglevel nworkers_changed on_dirty_starting
+    on_exit on_reload on_starting paste pidfile post_fork pre_exec pre_fork preload_app
+    print_config proc_name pythonpath raw_env raw_paste_global_conf reload_engine
+    reload_extra_files reuse_port spew statsd_prefix syslog syslog_addr syslog_facility
+    syslog_prefix umask user when_ready worker_class workers wsgi_app
+    """.split()  # noqa: SIM905
+)
+_OPTIONS = ("max_parked", "queue_timeout", "spool_quota", "max_body")
 
 # The share of the time of grace (two seconds at most) that is kept for cancelled
 # requests and for the loop to end: when all of it is over, the arbiter kills.
@@ -118,13 +138,19 @@ class Worker(base.Worker):  # type: ignore[misc]
         """Refuse what can't be honoured. Newer gunicorns call this in the master."""
         _refuse_gevent()
         _refuse_settings(cfg)
+        for name in _unknown_settings(cfg):
+            log.warning(
+                "greenroom.Worker doesn't know the setting %s: it may have no effect.", name
+            )
 
     def init_process(self) -> None:
         """Make the loop, then let gunicorn set up signals, load the application and run."""
         # At once: up to here the handlers are the master's, which only take notes.
         self.init_signals()
         try:
-            self.check_config(self.cfg, self.log)
+            # Once more: what is loaded after the fork may have patched this process.
+            _refuse_gevent()
+            _refuse_settings(self.cfg)
         except SettingError as exc:
             self._cannot_boot(str(exc))
         self.server: Server | None = None
@@ -264,7 +290,7 @@ class Worker(base.Worker):  # type: ignore[misc]
                 self.log.info("%s", started)
         server = Server(
             app,
-            _config(cfg, options.get("spool_quota")),
+            _config(cfg, options),
             self.home,
             self.log,
             Hooks(before=self._before, after=self._after, tick=self._tick),
@@ -381,6 +407,16 @@ def _refuse_settings(cfg: Any) -> None:
         )
 
 
+def _unknown_settings(cfg: Any) -> list[str]:
+    """Settings of a newer gunicorn's, or of the user's own, that are not at their default."""
+    known = {*HONOURED, *REFUSED, *GUNICORNS}
+    return [
+        name
+        for name, setting in sorted(cfg.settings.items())
+        if name not in known and setting.get() != type(setting)().get()
+    ]
+
+
 def _options(app: Any) -> Mapping[str, Any]:
     options: Mapping[str, Any] = getattr(app, "coroutine_wsgi_options", None) or {}
     unknown = sorted(set(options) - set(_OPTIONS))
@@ -389,6 +425,13 @@ def _options(app: Any) -> Mapping[str, Any]:
             f"coroutine_wsgi_options has unknown names: {', '.join(unknown)}. "
             f"Known are {', '.join(_OPTIONS)}."
         )
+    for name in ("spool_quota", "max_body"):
+        value = options.get(name)
+        if value is not None and (not isinstance(value, int) or value < 0):
+            raise SettingError(
+                f"coroutine_wsgi_options[{name!r}] must be a number of bytes, or None for no "
+                f"bound, not {value!r}."
+            )
     return options
 
 
@@ -398,15 +441,28 @@ def _ssl_context(cfg: Any) -> ssl.SSLContext | None:
     from gunicorn.sock import ssl_context
 
     context: ssl.SSLContext = ssl_context(cfg)
+    # A client that is told nothing may take its own first choice for agreed. This can't
+    # be read back: a hook may have left "h2" there.
+    context.set_alpn_protocols(["http/1.1"])
     return context
 
 
-def _config(cfg: Any, spool_quota: int | None) -> Config:
-    trusted = None
-    if "*" not in cfg.forwarded_allow_ips:
-        import ipaddress
+def _networks(addresses: Sequence[str]) -> tuple[Network, ...] | None:
+    """A setting's list of addresses; None: all."""
+    if "*" in addresses:
+        return None
+    return tuple(ipaddress.ip_network(each) for each in addresses if each)
 
-        trusted = tuple(ipaddress.ip_network(each) for each in cfg.forwarded_allow_ips if each)
+
+def _proxy_protocol(cfg: Any) -> str:
+    """Older gunicorns have a boolean here."""
+    mode = cfg.proxy_protocol
+    if isinstance(mode, bool):
+        return "auto" if mode else ""
+    return "" if mode == "off" else str(mode)
+
+
+def _config(cfg: Any, options: Mapping[str, Any]) -> Config:
     # Not `cfg.sendfile`: that is False whenever it is set, to True even.
     sendfile = cfg.settings["sendfile"].get()
     if sendfile is None:
@@ -418,12 +474,14 @@ def _config(cfg: Any, spool_quota: int | None) -> Config:
         limit_request_field_size=cfg.limit_request_field_size or 8190,
         keepalive=cfg.keepalive,
         connections=cfg.worker_connections,
-        spool_quota=spool_quota,
+        **{name: options[name] for name in _OPTIONS[2:] if name in options},
         spool_dir=cfg.tmp_upload_dir or cfg.worker_tmp_dir,
         sendfile=bool(sendfile),
         accept_batch=64 if cfg.workers == 1 else 8,
         header_map=cfg.header_map,
-        trusted=trusted,
+        trusted=_networks(cfg.forwarded_allow_ips),
+        proxy_protocol=_proxy_protocol(cfg),
+        proxies=_networks(cfg.proxy_allow_ips),
         secure_scheme_headers=cfg.secure_scheme_headers,
         forwarder_headers=frozenset(cfg.forwarder_headers),
         script_name=os.environ.get("SCRIPT_NAME", ""),

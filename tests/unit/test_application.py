@@ -184,6 +184,7 @@ def test_options_for_the_server() -> None:
             "max_parked": 7,
             "queue_timeout": 2,
             "spool_quota": 9,
+            "max_body": 100 * 2**20,
         }
 
 

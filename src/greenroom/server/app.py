@@ -47,8 +47,9 @@ then the process exits with its code.
 
 **Attributes of the application object** that the worker reads, all optional:
 
-``coroutine_wsgi_options``   a mapping with `max_parked`, `queue_timeout` (seconds) and
-                             `spool_quota` (bytes of request bodies on disk)
+``coroutine_wsgi_options``   a mapping with `max_parked`, `queue_timeout` (seconds),
+                             `max_body` (bytes of a request's body; None: any number) and
+                             `spool_quota` (bytes of request bodies on disk; None: likewise)
 ``coroutine_wsgi_startup``   an async callable, awaited on the loop before the first
                              connection is accepted; a str that it returns is logged
 """

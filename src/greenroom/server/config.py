@@ -34,13 +34,17 @@ class Config:
     # How long an answer may still be made for a client that has sent EOF. It may
     # have closed half of the connection only, and nothing tells which.
     half_close_timeout: float = 1.0
-    # Reading on after the last answer, so that a reset doesn't take it from the client.
+    # Reading on after the last answer, so that a reset doesn't take it from the client:
+    # until so long nothing came, and at most so long in all. nginx: 5 s and 30 s.
     linger_timeout: float = 2.0
+    linger_total: float = 30.0
     # How long a connection that is new or was just used is kept while draining.
     drain_grace: float = 1.0
+    # Of one request; None: no bound. waitress and Apache take 1 GiB, nginx 1 MiB.
+    max_body: int | None = 100 << 20
     max_body_in_memory: int = 1 << 20
     # Of all request bodies of this process on disk; None: no bound.
-    spool_quota: int | None = None
+    spool_quota: int | None = 1 << 30
     spool_dir: str | None = None
     sendfile: bool = True
     # Connections accepted each time that the listening socket is readable. Fewer
@@ -49,6 +53,13 @@ class Config:
     header_map: str = "drop"
     # Peers whose forwarding headers are believed; None: all.
     trusted: tuple[Network, ...] | None = (
+        ipaddress.ip_network("127.0.0.1"),
+        ipaddress.ip_network("::1"),
+    )
+    # v1, v2 or auto; empty: no header of the PROXY protocol is looked for.
+    proxy_protocol: str = ""
+    # Peers that may send one; None: all.
+    proxies: tuple[Network, ...] | None = (
         ipaddress.ip_network("127.0.0.1"),
         ipaddress.ip_network("::1"),
     )
@@ -73,10 +84,18 @@ class Config:
 
     def trusts(self, address: str) -> bool:
         """Whether the forwarding headers of the peer with this address are believed."""
-        if self.trusted is None:
-            return True
-        try:
-            ip = ipaddress.ip_address(address.partition("%")[0])
-        except ValueError:
-            return False
-        return any(ip in network for network in self.trusted)
+        return _within(address, self.trusted)
+
+    def takes_proxy_from(self, address: str) -> bool:
+        """Whether the peer with this address may send a header of the PROXY protocol."""
+        return _within(address, self.proxies)
+
+
+def _within(address: str, networks: tuple[Network, ...] | None) -> bool:
+    if networks is None:
+        return True
+    try:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    return any(ip in network for network in networks)

@@ -7,10 +7,15 @@ can make it take body bytes for a request.
 
 `parse` returns a `Request` or raises `PeerError` with the status of the answer,
 after which the connection is to be closed. What llhttp accepts and is refused
-here: a request line other than ``method SP target SP HTTP/1.x``, a missing or
-second Host, targets of a form that doesn't fit the method, CONNECT, transfer
+here: a request line other than ``method SP target SP HTTP/1.x``, a missing, empty
+or second Host, targets of a form that doesn't fit the method, CONNECT, transfer
 codings other than chunked, chunked in HTTP/1.0, Content-Length beside
-Transfer-Encoding, a second Content-Type, sizes and counts past the limits.
+Transfer-Encoding, a second Content-Type, sizes and counts past the limits. Also:
+
+- A fragment. It is no part of a target (RFC 9112, 3.2), and some proxies compare
+  paths with it, some without (HAProxy's CVE-2023-45539).
+- ``%00`` in a path: no application expects it, databases raise an error at it, and
+  nginx and Apache refuse it.
 
 How fields become keys of the environ:
 
@@ -54,9 +59,10 @@ _SPECIAL = frozenset(
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-zA-Z]+")
 _VERSION = re.compile(rb" HTTP/(\d)\.(\d)$")
 _ABSOLUTE = re.compile(r"https?://([^/?#]*)", re.IGNORECASE)
-# uri-host [ ":" port ] (RFC 9110, 7.2) without the comma, which joins repeated fields.
+# uri-host [ ":" port ] (RFC 9110, 7.2) without the comma, which joins repeated fields;
+# an empty one is invalid for http (RFC 9110, 4.2.1).
 _HOST = re.compile(
-    r"(?:[A-Za-z0-9\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})*(?::[0-9]*)?"
+    r"(?:[A-Za-z0-9\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})+(?::[0-9]*)?"
     r"|\[[0-9A-Fa-f:.]+(?:%25[A-Za-z0-9\-._~]+)?\](?::[0-9]*)?"
 )
 
@@ -280,6 +286,8 @@ def _target(request: Request, environ: Environ) -> None:
     uri = request.uri = request.target.decode("ascii")
     environ["RAW_URI"] = uri
     rest = uri
+    if "#" in uri:
+        raise PeerError(400, "a fragment in the target")
     if request.method == "CONNECT":
         raise PeerError(501, "CONNECT is not implemented")
     if uri[:1] != "/":
@@ -289,7 +297,7 @@ def _target(request: Request, environ: Environ) -> None:
                 raise PeerError(400, "the target * is for OPTIONS only")
         elif absolute:
             authority = absolute.group(1)
-            if not authority or _HOST.fullmatch(authority) is None:
+            if _HOST.fullmatch(authority) is None:
                 raise PeerError(400, "invalid authority in the target")
             environ["HTTP_HOST"] = authority
             rest = uri[absolute.end() :]
@@ -297,10 +305,10 @@ def _target(request: Request, environ: Environ) -> None:
                 rest = "/" + rest
         else:
             raise PeerError(400, "invalid target")
-    if "#" in rest:
-        rest, _, request.fragment = rest.partition("#")
     path, _, query = rest.partition("?")
     request.path = path
+    if "%00" in path:
+        raise PeerError(400, "a NUL in the path")
     request.query = environ["QUERY_STRING"] = query
     environ["PATH_INFO"] = _unquote(path)
 

@@ -19,7 +19,10 @@ Invariants:
 - A connection that is closed by us while its client may still be sending is
   half-closed first and read for a while (LINGERING): closed at once, the kernel
   would answer what is unread with a reset, which takes our answer from the client
-  (RFC 9112, 9.6).
+  (RFC 9112, 9.6). It is read for as long as the client goes on sending, within a
+  bound: the client of a large body that was refused looks for the answer afterwards.
+- While a body is `_busy` (written to disk by a thread, or giving way to others in the
+  middle of the buffer) nothing is read and nothing parsed.
 - Each state has a `deadline`; the server's sweep compares it with the clock once a
   second. There are no timers per request. The deadline of a head isn't renewed by
   its bytes; that of a body is by some thousand of them, that of an answer by any.
@@ -48,8 +51,6 @@ HEAD, BODY, RUNNING, LINGERING, CLOSING, LOST = range(6)
 
 # Pipelined bytes that are kept while a request is in flight.
 _PIPELINED = 1 << 16
-# Read and thrown away after the last answer.
-_LINGER_BYTES = 1 << 20
 
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -62,15 +63,17 @@ class Connection(asyncio.Protocol):
         "_base",
         "_body_progress",
         "_buffer",
+        "_busy",
         "_decoder",
         "_drain_waiter",
         "_environ",
         "_eof",
-        "_flushing",
         "_idle_since",
+        "_linger_ends",
         "_lingered",
         "_on_lost",
         "_reading_paused",
+        "_refusal",
         "_request",
         "_scanned",
         "_served",
@@ -97,12 +100,14 @@ class Connection(asyncio.Protocol):
         self._buffer = bytearray()
         self._eof = False
         self._served = 0
+        self._refusal: PeerError | None = None
         self._idle_since = server.loop.time()
         self.deadline = self._idle_since + server.config.head_timeout
         # Reading.
         self._scanned = 0
         self._reading_paused = False
-        self._lingered = 0
+        self._lingered = False
+        self._linger_ends = 0.0
         self._body_progress = 0
         # Writing.
         self.write_paused = False
@@ -114,14 +119,26 @@ class Connection(asyncio.Protocol):
         self._environ: Environ = {}
         self._decoder: Length | Chunked | None = None
         self._spool: Spool | None = None
-        self._flushing = False
+        self._busy = False
         self.exchange: Exchange | None = None
+
+    def begin(self, environ: Environ, data: bytes, error: PeerError | None) -> None:
+        """What came ahead of the transport: a PROXY header, the beginning of a request.
+
+        Or why it is refused as soon as it can be answered.
+        """
+        self._base.update(environ)
+        self._buffer += data
+        self._refusal = error
 
     # What the transport calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
         self.server.connected(self)
+        if self._refusal is not None:
+            # Before the first byte is read: what follows is no request.
+            self._refuse(self._refusal)
 
     def data_received(self, data: bytes) -> None:
         state = self._state
@@ -133,9 +150,7 @@ class Connection(asyncio.Protocol):
             if len(self._buffer) > _PIPELINED:
                 self._pause_reading()
         elif state == LINGERING:
-            self._lingered += len(data)
-            if self._lingered > _LINGER_BYTES:
-                self._transport.abort()
+            self._lingered = True
 
     def eof_received(self) -> bool:
         self._eof = True
@@ -144,8 +159,8 @@ class Connection(asyncio.Protocol):
                 self.server.config.half_close_timeout, self._half_closed, self.exchange
             )
             return True
-        # A body that is being written to disk may be complete.
-        return self._state == CLOSING or self._flushing
+        # A body that is still being looked at may be complete.
+        return self._state == CLOSING or self._busy
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._state = LOST
@@ -157,7 +172,7 @@ class Connection(asyncio.Protocol):
             self._on_lost()
         if self.exchange is not None:
             self.exchange.disconnected()
-        if not self._flushing:
+        if not self._busy:
             self._drop_body()
 
     def pause_writing(self) -> None:
@@ -169,6 +184,11 @@ class Connection(asyncio.Protocol):
         if self._state == RUNNING:
             self.deadline = inf
         self._wake()
+
+    @property
+    def peer(self) -> str:
+        """The address of the client, as far as it is known."""
+        return str(self._base.get("REMOTE_ADDR", ""))
 
     @property
     def made(self) -> bool:
@@ -274,7 +294,7 @@ class Connection(asyncio.Protocol):
             self.deadline = now + (
                 server.config.drain_grace if server.draining else server.config.keepalive
             )
-        if self._state <= BODY and not self._flushing:
+        if self._state <= BODY and not self._busy:
             self._resume_reading()
 
     # What the server calls.
@@ -288,7 +308,7 @@ class Connection(asyncio.Protocol):
             else:
                 self._close_idle(now)
         elif state == BODY:
-            if self._flushing:
+            if self._busy:
                 self.deadline = now + self.server.config.body_timeout
             else:
                 self._refuse(PeerError(408, "the body took too long"))
@@ -296,6 +316,12 @@ class Connection(asyncio.Protocol):
             unwritten = self._transport.get_write_buffer_size()
             if unwritten < self._unwritten:
                 self._watch_writing()
+            elif state == LINGERING and self._lingered and now < self._linger_ends:
+                self._lingered = False
+                self.deadline = now + self.server.config.linger_timeout
+            elif state == LINGERING and not unwritten:
+                self._close()
+                self.deadline = now + self.server.config.linger_timeout
             else:
                 self._transport.abort()
 
@@ -305,6 +331,8 @@ class Connection(asyncio.Protocol):
         A connection that is new, or was used a moment ago, gets a short grace: its
         client may be sending a request right now, and would lose it.
         """
+        # Others would wait for it.
+        self._linger_ends = 0.0
         if self._state != HEAD or self._buffer:
             return
         grace = self.server.config.drain_grace
@@ -328,7 +356,7 @@ class Connection(asyncio.Protocol):
                 if self._state == HEAD:
                     if not self._read_head():
                         return
-                elif self._state != BODY or self._flushing or not self._read_body():
+                elif self._state != BODY or self._busy or not self._read_body():
                     return
         except PeerError as exc:
             self._refuse(exc)
@@ -355,6 +383,8 @@ class Connection(asyncio.Protocol):
                 raise PeerError(414, "request line too long")
             if len(buffer) > config.max_head:
                 raise PeerError(431, "head too large")
+            if buffer[:2] == b"\r\n":
+                raise PeerError(400, "more than one empty line before a request")
             if _BARE_LF.search(buffer, self._scanned):
                 raise PeerError(400, "a bare LF in the head")
             self._scanned = max(self._scanned, len(buffer))
@@ -379,10 +409,14 @@ class Connection(asyncio.Protocol):
         server = self.server
         config = server.config
         self._spool = spool = Spool(config.max_body_in_memory, config.spool_dir, server.quota)
-        self._decoder = Chunked() if request.length is None else Length(request.length)
         self._state = BODY
-        if request.length is not None:
+        if request.length is None:
+            self._decoder = Chunked(config.max_body)
+        else:
+            if config.max_body is not None and request.length > config.max_body:
+                raise PeerError(413, "the body is larger than allowed")
             spool.expect(request.length)
+            self._decoder = Length(request.length)
         self._body_progress = 0
         self.deadline = server.loop.time() + config.body_timeout
         if request.expects_continue and not self._buffer:
@@ -409,33 +443,43 @@ class Connection(asyncio.Protocol):
         if spool.due:
             self._flush(spool.flush)
             return False
+        if decoder.gave_way:
+            self._busy = True
+            self._pause_reading()
+            self.server.loop.call_soon(self._go_on)
+            return False
         return bool(data)
 
     def _flush(self, write: Callable[[], None]) -> None:
         """Write to disk off the loop; read no more meanwhile."""
-        self._flushing = True
+        self._busy = True
         self._pause_reading()
         future = self.server.loop.run_in_executor(self.server.disk, write)
         future.add_done_callback(self._flushed)
 
     def _flushed(self, future: asyncio.Future[None]) -> None:
-        self._flushing = False
         error = None if future.cancelled() else future.exception()
-        if self._state != BODY:
-            self._drop_body()
-            return
-        if error is not None or future.cancelled():
+        if self._state == BODY and (error is not None or future.cancelled()):
+            self._busy = False
             self.server.log.error("A request's body can't be written to disk: %s", error)
             self._refuse(PeerError(503, "no room on disk for a request's body"))
+            return
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """With what is in the buffer, after a flush or having given way to others."""
+        self._busy = False
+        if self._state != BODY:
+            self._drop_body()
             return
         assert self._decoder is not None
         if self._decoder.done:
             self._body_complete()
-        elif self._eof:
-            self._close()
         else:
             self._advance()
-        if self._state <= BODY and not self._flushing:
+            if self._eof and self._state == BODY and not self._busy:
+                self._close()
+        if self._state <= BODY and not self._busy:
             self._resume_reading()
 
     def _body_complete(self) -> None:
@@ -493,29 +537,33 @@ class Connection(asyncio.Protocol):
             return
         server.refused(error, self._base, self._request)
         self._transport.write(server.refusal(error.status))
-        if not self._flushing:
+        if not self._busy:
             self._drop_body()
-        self._linger()
+        if self._eof:
+            self._close()
+        else:
+            self._linger()
 
     def _finish(self, wanted: bool) -> None:
         """The last answer was written; `wanted`: the client may have sent more requests."""
-        if self._eof or not (wanted or self._buffer):
+        # Over TLS only the end of the connection can say that there is no more.
+        if self._eof or not (wanted or self._buffer) or not self._transport.can_write_eof():
             self._close()
         else:
             self._linger()
 
     def _linger(self) -> None:
-        if self._eof or not self._transport.can_write_eof():
-            self._close()
-            return
         self._state = LINGERING
         self._buffer.clear()
-        self._transport.write_eof()
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
         self._resume_reading()
         self._unwritten = self._transport.get_write_buffer_size()
-        config = self.server.config
+        config, now = self.server.config, self.server.loop.time()
         timeout = config.write_timeout if self._unwritten else config.linger_timeout
-        self.deadline = self.server.loop.time() + timeout
+        self.deadline = now + timeout
+        self._lingered = False
+        self._linger_ends = 0.0 if self.server.draining else now + config.linger_total
 
     def _close(self) -> None:
         self._state = CLOSING

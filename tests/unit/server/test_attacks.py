@@ -378,7 +378,7 @@ def test_what_was_only_announced_takes_no_room(harness: Any, tmp_path: Any) -> N
         # What has arrived is counted.
         silent[0].data_received(b"x" * 3000)
         silent[1].data_received(b"x" * 3000)
-        await until(lambda: not silent[1]._flushing)
+        await until(lambda: not silent[1]._busy)
         assert at.server.quota.used == 3000
         for each in silent:
             each._transport.abort()

@@ -39,7 +39,7 @@ PIPELINE = (
     b"POST /u HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: h2c\r\n"
     b"Content-Length: 31\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: x"
     b"OPTIONS * HTTP/1.1\r\nHost: h\r\n\r\n"
-    b"GET http://other.example/abs?q#frag HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+    b"GET http://other.example/abs?q HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
 )
 METHODS = ["GET", "POST", "POST", "HEAD", "POST", "OPTIONS", "GET"]
 
@@ -107,6 +107,24 @@ REFUSED = {
     "two Hosts": (400, GET + b"Host: h\r\n\r\n"),
     "Host with a path": (400, b"GET / HTTP/1.1\r\nHost: a/b\r\n\r\n"),
     "Host with a user": (400, b"GET / HTTP/1.1\r\nHost: a@b\r\n\r\n"),
+    "empty Host": (400, b"GET / HTTP/1.1\r\nHost: \r\n\r\n"),
+    "Host of a port only": (400, b"GET / HTTP/1.1\r\nHost: :80\r\n\r\n"),
+    "Host of two": (400, b"GET / HTTP/1.1\r\nHost: a, b\r\n\r\n"),
+    "Host with 8 bits": (400, b"GET / HTTP/1.1\r\nHost: \xe4\r\n\r\n"),
+    "target with a user": (400, b"GET http://a@b/ HTTP/1.1\r\nHost: b\r\n\r\n"),
+    "target without a host": (400, b"GET http:///x HTTP/1.1\r\nHost: b\r\n\r\n"),
+    "target of another scheme": (400, b"GET ftp://h/ HTTP/1.1\r\nHost: h\r\n\r\n"),
+    "target without a slash": (400, b"GET x HTTP/1.1\r\nHost: h\r\n\r\n"),
+    "fragment": (400, b"GET /a#b HTTP/1.1\r\nHost: h\r\n\r\n"),
+    "fragment after a query": (400, b"GET /a?b#c HTTP/1.1\r\nHost: h\r\n\r\n"),
+    "NUL in the path": (400, b"GET /a%00b HTTP/1.1\r\nHost: h\r\n\r\n"),
+    "target with 8 bits": (400, b"GET /\xe4 HTTP/1.1\r\nHost: h\r\n\r\n"),
+    "target with a control": (400, b"GET /\x7f HTTP/1.1\r\nHost: h\r\n\r\n"),
+    "two empty lines": (400, b"\r\n\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n"),
+    "nothing but empty lines": (400, b"\r\n" * 50),
+    "space after the version": (400, b"GET / HTTP/1.1 \r\nHost: h\r\n\r\n"),
+    "tab for a space": (400, b"GET\t/ HTTP/1.1\r\nHost: h\r\n\r\n"),
+    "space before the first field": (400, b"GET / HTTP/1.1\r\n Host: h\r\n\r\n"),
     "target *": (400, b"GET * HTTP/1.1\r\nHost: h\r\n\r\n"),
     "CONNECT": (501, b"CONNECT h:80 HTTP/1.1\r\nHost: h:80\r\n\r\n"),
     "chunked in 1.0": (400, b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
@@ -123,6 +141,11 @@ REFUSED = {
     "two types": (400, POST + b"Content-Type: a/b\r\nContent-Type: c/d\r\n\r\n"),
     "folded line": (400, GET + b"X: a\r\n b\r\n\r\n"),
     "space before colon": (400, GET + b"X : a\r\n\r\n"),
+    "field without a name": (400, GET + b": a\r\n\r\n"),
+    "field without a colon": (400, GET + b"X\r\n\r\n"),
+    "8 bits in a name": (400, GET + b"\xe4: a\r\n\r\n"),
+    "control in a value": (400, GET + b"X: a\x1bb\r\n\r\n"),
+    "huge length": (400, POST + b"Content-Length: 18446744073709551616\r\n\r\n"),
     "NUL": (400, GET + b"X: a\0b\r\n\r\n"),
     "bare CR": (400, GET + b"X: a\rb\r\n\r\n"),
     "bare LF": (400, b"GET / HTTP/1.1\nHost: h\n\n"),
@@ -148,29 +171,26 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("bytewise", [False, True], ids=["whole", "bytewise"])
 @pytest.mark.parametrize(("status", "data"), REFUSED.values(), ids=REFUSED.keys())
-def test_refused(drive: Any, status: int, data: bytes, bytewise: bool) -> None:
+def test_refused(drive: Any, status: int, data: bytes) -> None:
     calls = []
 
     async def app(environ: Any, start_response: Any) -> list[bytes]:
         calls.append(environ["PATH_INFO"])
         return await echo(environ, start_response)
 
-    if bytewise:
-        pieces = [data[i : i + 1] for i in range(len(data))]
-        if len(pieces) > 50_000:
-            pieces = [data[i : i + 100] for i in range(0, len(data), 100)]
-    else:
-        # What follows must never be taken for a request.
-        pieces = [data + b"GET /next HTTP/1.1\r\nHost: h\r\n\r\n"]
-    driven = drive(app, *pieces)
-    assert driven.statuses == [status]
-    assert driven.answers[0].headers["connection"] == "close"
-    assert driven.transport.eof_written, "half-closed, so that the answer is readable"
-    assert not driven.aborted
-    assert calls == []
-    assert len(driven.log.accesses) == 1
+    bytewise = [data[i : i + 1] for i in range(len(data))]
+    if len(bytewise) > 50_000:
+        bytewise = [data[i : i + 100] for i in range(0, len(data), 100)]
+    # Whole, with what must never be taken for a request behind it; and byte by byte.
+    for pieces in ([data + b"GET /next HTTP/1.1\r\nHost: h\r\n\r\n"], bytewise):
+        driven = drive(app, *pieces)
+        assert driven.statuses == [status]
+        assert driven.answers[0].headers["connection"] == "close"
+        assert driven.transport.eof_written, "half-closed, so that the answer is readable"
+        assert not driven.aborted
+        assert calls == []
+        assert len(driven.log.accesses) == 1
 
 
 @pytest.mark.parametrize(
@@ -339,3 +359,82 @@ def test_no_bytes_break_it(harness: Any, changes: Any, step: int) -> None:
     raw = asyncio.run(main())
     assert raw == b"" or raw.startswith(b"HTTP/1.1 ")
     assert b"HTTP/1.1 500" not in raw
+
+
+# What is unusual, and unambiguous.
+TAKEN = {
+    "path of two slashes": (b"//evil.com/x", {"PATH_INFO": "//evil.com/x", "HTTP_HOST": "h"}),
+    "path that looks absolute": (b"/http://evil.com/", {"PATH_INFO": "/http://evil.com/"}),
+    "dots": (b"/a/../b", {"PATH_INFO": "/a/../b"}),
+    "NUL in the query": (b"/?a=%00", {"QUERY_STRING": "a=%00"}),
+    "slash that is quoted": (b"/a%2Fb", {"PATH_INFO": "/a/b", "RAW_URI": "/a%2Fb"}),
+    "percent that quotes nothing": (b"/%zz%", {"PATH_INFO": "/%zz%"}),
+    "question marks": (b"/??a=?", {"PATH_INFO": "/", "QUERY_STRING": "?a=?"}),
+    "absolute": (b"HTTP://Other:81/a", {"PATH_INFO": "/a", "HTTP_HOST": "Other:81"}),
+    "absolute without a path": (b"https://o?q", {"PATH_INFO": "/", "QUERY_STRING": "q"}),
+    "IPv6": (b"http://[::1]:8/", {"HTTP_HOST": "[::1]:8"}),
+}
+
+
+@pytest.mark.parametrize(("target", "expected"), TAKEN.values(), ids=TAKEN.keys())
+def test_targets_that_are_taken(drive: Any, target: bytes, expected: dict[str, str]) -> None:
+    data = b"GET %b HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n" % target
+    environ = seen(drive(echo, data).answers[0])
+    assert {name: environ[name] for name in expected} == expected
+    # Whatever scheme a client writes there.
+    assert environ["wsgi.url_scheme"] == "http"
+
+
+def test_values_of_fields(drive: Any) -> None:
+    data = GET + b"A: \xe4\xff\r\nB:\t a b \t\r\nC:\r\nD: a:b\r\nConnection: close\r\n\r\n"
+    environ = seen(drive(echo, data).answers[0])
+    assert [environ[f"HTTP_{name}"] for name in "ABCD"] == ["\xe4\xff", "a b", "", "a:b"]
+
+
+# The size of a body.
+
+LIMIT = 1000
+
+
+def body_of(size: int, chunked: bool, piece: int = 100) -> bytes:
+    data = b"x" * size
+    if not chunked:
+        return b"Content-Length: %d\r\n\r\n" % size + data
+    pieces = [data[i : i + piece] for i in range(0, size, piece)]
+    return b"Transfer-Encoding: chunked\r\n\r\n" + b"".join(
+        b"%x\r\n%b\r\n" % (len(each), each) for each in [*pieces, b""]
+    )
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("size", [LIMIT, LIMIT + 1])
+def test_a_body_up_to_its_limit(drive: Any, size: int, chunked: bool) -> None:
+    data = POST + body_of(size, chunked)
+    driven = drive(echo, data + GET + b"Connection: close\r\n\r\n", max_body=LIMIT)
+    if size == LIMIT:
+        assert driven.statuses == [200, 200]
+        assert len(seen(driven.answers[0])["body"]) == LIMIT
+    else:
+        # And what follows is no request.
+        assert driven.statuses == [413]
+        assert driven.answers[0].headers["connection"] == "close"
+        assert driven.transport.eof_written
+        assert not driven.aborted
+        assert len(driven.log.accesses) == 1
+
+
+def test_no_limit(drive: Any) -> None:
+    data = POST + body_of(200_000, False) + GET + b"Connection: close\r\n\r\n"
+    assert drive(echo, data, max_body=None).statuses == [200, 200]
+
+
+@pytest.mark.parametrize("expects", [b"", b"Expect: 100-continue\r\n"])
+def test_what_is_announced_is_refused_before_it_comes(drive: Any, expects: bytes) -> None:
+    head = POST + expects + b"Content-Length: %d\r\n\r\n" % (LIMIT + 1)
+    driven = drive(echo, head, max_body=LIMIT)
+    assert driven.statuses == [413]
+    assert b"100 Continue" not in driven.raw
+    # Also by the size of a chunk.
+    head = POST + expects + b"Transfer-Encoding: chunked\r\n\r\n"
+    driven = drive(echo, head + b"3e7\r\n" + b"x" * 999 + b"\r\n", b"2\r\n", max_body=LIMIT)
+    assert driven.statuses == [413]
