@@ -39,6 +39,7 @@ from .body import Quota
 from .config import Config
 from .head import Environ, Request
 from .protocol import Connection
+from .proxy import Header, receive
 from .response import FileWrapper, Response
 
 T = TypeVar("T")
@@ -328,6 +329,8 @@ class Server:
         connection = Connection(self, sock, base, trusted)
         timeout = None if self.ssl is None else self.config.head_timeout
         try:
+            if self.config.proxy_protocol:
+                await self._proxy_header(connection, address)
             await self.loop.connect_accepted_socket(
                 lambda: connection, sock, ssl=self.ssl, ssl_handshake_timeout=timeout
             )
@@ -339,6 +342,30 @@ class Server:
             if not isinstance(exc, Exception):
                 raise
             self.log.debug("A connection failed before its first request: %s", exc)
+
+    async def _proxy_header(self, connection: Connection, address: Any) -> None:
+        """Read the header of the PROXY protocol, and tell the connection of it."""
+        config = self.config
+        allowed = not isinstance(address, tuple) or config.takes_proxy_from(address[0])
+        header = Header(config.proxy_protocol, allowed)
+        error: PeerError | None = None
+        try:
+            async with asyncio.timeout(config.head_timeout):
+                await receive(connection.sock, header)
+            if header.rest and self.ssl is not None:
+                error = PeerError(400, "neither a PROXY header nor TLS")
+        except TimeoutError:
+            error = PeerError(408, "the head took too long")
+        except PeerError as exc:
+            error = exc
+        if error is not None and error.status == 408 and not header.rest:
+            # Nothing came: nothing is answered.
+            raise ConnectionAbortedError(str(error))
+        if error is not None and self.ssl is not None:
+            # There is nothing yet to answer it by.
+            self.log.warning("Invalid request from ip=%s: %s", connection.peer, error)
+            raise ConnectionAbortedError(str(error))
+        connection.begin(header.environ, header.rest, error)
 
     def _base_environ(self, sock: socket.socket) -> Environ:
         name = sock.getsockname()
