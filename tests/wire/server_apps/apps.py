@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from flask import Flask, request
@@ -141,6 +142,41 @@ async def async_file(environ: dict[str, Any], start_response: Any) -> Any:
     return file(environ, start_response)
 
 
+class Big:
+    """Takes and sends what doesn't fit into memory; says how much that has grown."""
+
+    coroutine_wsgi_options = {"max_body": None, "spool_quota": None}  # noqa: RUF012
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        path, query = environ["PATH_INFO"], environ["QUERY_STRING"]
+        if path == "/file":
+            return file(environ, start_response)
+        start_response("200 OK", [])
+        if path == "/items":
+            return (b"x" * 65536 for _ in range(int(query)))
+        if path == "/async-items":
+            return self.items(int(query))
+        if path == "/reset":
+            # proc(5): the peak begins anew.
+            Path("/proc/self/clear_refs").write_text("5")
+        size = 0
+        while data := environ["wsgi.input"].read(65536):
+            size += len(data)
+        status = Path("/proc/self/status").read_text()
+        peak = status.partition("VmHWM:")[2].split()[0]
+        return [json.dumps({"size": size, "peak": int(peak) * 1024}).encode()]
+
+    async def items(self, number: int) -> Any:
+        for _ in range(number):
+            yield b"x" * 65536
+
+
+class AsyncBig(Big):
+    async def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        return super().__call__(environ, start_response)
+
+
+big, async_big = Big(), AsyncBig()
 flask = Flask(__name__)
 
 
