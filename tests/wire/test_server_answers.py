@@ -261,6 +261,7 @@ def test_half_closed_client_is_answered(bare: Server) -> None:
         assert read_all(sock).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
+@pytest.mark.setting("sendfile")
 @pytest.mark.parametrize("app", ["file", "async_file"])
 @pytest.mark.parametrize("loop", ["", ASYNCIO], ids=["uvloop", "asyncio"])
 @pytest.mark.parametrize("sendfile", [True, False])

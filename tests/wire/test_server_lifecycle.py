@@ -175,6 +175,7 @@ def test_term_answers_requests_and_closes_idle_connections() -> None:
         assert server.wait() == 0
 
 
+@pytest.mark.setting("graceful_timeout")
 def test_graceful_timeout_cancels_the_rest() -> None:
     with run("bare", extra_config="graceful_timeout = 2\n") as server, server.connect() as sock:
         sock.sendall(b"GET /hang HTTP/1.1\r\nHost: h\r\n\r\n")
@@ -203,6 +204,7 @@ def test_streams_are_closed_at_the_end() -> None:
         assert "note: aclose after 2" in server.log()
 
 
+@pytest.mark.setting("worker_int")
 @pytest.mark.parametrize("sig", [signal.SIGQUIT, signal.SIGINT])
 def test_quit_ends_at_once(sig: int) -> None:
     config = "def worker_int(worker): worker.log.info('hook: int')\n"
@@ -231,6 +233,7 @@ def test_usr1_reopens_the_logs(tmp_path: Path) -> None:
         assert "/one" in (tmp_path / "old.log").read_text()
 
 
+@pytest.mark.setting("timeout", "worker_abort")
 def test_a_stuck_loop_is_aborted() -> None:
     config = "timeout = 3\ndef worker_abort(worker): worker.log.info('hook: abort')\n"
     with run("bare", extra_config=config) as server, server.connect() as sock:
@@ -296,6 +299,7 @@ def test_system_exit_drains(app: str, path: str) -> None:
         assert httpx.get(server.url).status_code == 200
 
 
+@pytest.mark.setting("max_requests")
 def test_max_requests() -> None:
     with run("bare", extra_config="max_requests = 3\n") as server:
         pids = {httpx.get(server.url).json()["pid"] for _ in range(3)}
@@ -305,6 +309,7 @@ def test_max_requests() -> None:
         assert len(pids) == 2
 
 
+@pytest.mark.setting("worker_connections")
 def test_worker_connections_is_a_bound() -> None:
     with run("bare", extra_config="worker_connections = 2\nkeepalive = 1\n") as server:
         first, second, third = server.connect(), server.connect(), server.connect()
@@ -321,6 +326,7 @@ def test_worker_connections_is_a_bound() -> None:
             assert read_all(third).startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.setting("reload", "reload_engine")
 def test_reload_on_change(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(
         "async def app(environ, start_response):\n"

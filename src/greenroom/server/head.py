@@ -5,7 +5,7 @@ its empty line, and a new one is made for each (0.3 µs): it never sees a body. 
 the framing is decided here alone, and neither an Upgrade nor a CONNECT nor a body
 can make it take body bytes for a request.
 
-`parse` returns a `Request` or raises `PeerError` with the status of the answer,
+`parse` fills in a `Request` or raises `PeerError` with the status of the answer,
 after which the connection is to be closed. What llhttp accepts and is refused
 here: a request line other than ``method SP target SP HTTP/1.x``, a missing, empty
 or second Host, targets of a form that doesn't fit the method, CONNECT, transfer
@@ -118,15 +118,16 @@ class Request:
         return not self.keep_alive
 
 
-def parse(head: bytes, config: Config, base: Environ, trusted: bool) -> tuple[Request, Environ]:
-    """Parse one whole head; `base` is the environ of its connection, not changed.
+def parse(request: Request, head: bytes, config: Config, base: Environ, trusted: bool) -> Environ:
+    """Parse one whole head into `request`, which is new, and return its environ.
 
-    The environ still lacks `wsgi.input`, and `CONTENT_LENGTH` if the body is chunked.
+    `base` is the environ of its connection, not changed. What is returned still lacks
+    `wsgi.input`, and `CONTENT_LENGTH` if the body is chunked. When `PeerError` is
+    raised, the request has what was understood, for the log.
     """
     line = head[: head.index(b"\r\n")]
     if len(line) > config.limit_request_line > 0:
         raise PeerError(414, "request line too long")
-    request = Request()
     parser = httptools.HttpRequestParser(request)
     try:
         parser.feed_data(head)
@@ -139,6 +140,7 @@ def parse(head: bytes, config: Config, base: Environ, trusted: bool) -> tuple[Re
     if minor not in b"01" or line != b"%b %b HTTP/1.%b" % (method, request.target, minor):
         raise _refusal(line, None)
     request.method = method.decode("ascii")
+    request.uri = request.target.decode("ascii")
     environ = base.copy()
     environ["REQUEST_METHOD"] = request.method
     if minor == b"0":
@@ -149,7 +151,7 @@ def parse(head: bytes, config: Config, base: Environ, trusted: bool) -> tuple[Re
     _target(request, environ)
     _names_of_server(request, environ)
     _script_name(request, environ, config, script_name if trusted else None)
-    return request, environ
+    return environ
 
 
 def _refusal(line: bytes, exc: Exception | None) -> PeerError:
@@ -283,7 +285,7 @@ def _framing(request: Request, seen: dict[str, str]) -> None:
 
 def _target(request: Request, environ: Environ) -> None:
     """The four forms of a target: RFC 9112, 3.2."""
-    uri = request.uri = request.target.decode("ascii")
+    uri = request.uri
     environ["RAW_URI"] = uri
     rest = uri
     if "#" in uri:

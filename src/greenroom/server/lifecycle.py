@@ -232,35 +232,34 @@ class Server:
             self.log.exception("Exception in post_request hook")
         self._access(response, request, environ, started)
 
-    def refused(self, error: PeerError, base: Environ, request: Request | None) -> None:
-        """A request was refused before it reached the application."""
+    def refused(self, error: PeerError, base: Environ, request: Request) -> bytes:
+        """A request was refused before it reached the application: log it, and answer.
+
+        The connection is closed afterwards. `request` may be empty, or known in part.
+        """
         address = base.get("REMOTE_ADDR", "")
         self.log.warning("Invalid request from ip=%s: %s", address, error)
-        if request is None:
-            request = Request()
-            request.method = "-"
-            request.uri = "-"
-        environ = {
-            **base,
-            "REQUEST_METHOD": request.method,
-            "RAW_URI": request.uri,
-            "PATH_INFO": request.path or "-",
-            "QUERY_STRING": request.query,
-        }
         response = Response(None, request)  # type: ignore[arg-type]
         response.status = _status(error.status)
         response.status_code = error.status
-        self._access(response, request, environ, self.loop.time())
-
-    def refusal(self, status: int) -> bytes:
-        """The answer to what is refused, after which the connection is closed."""
-        text = _status(status)
-        body = text.partition(" ")[2] + "\n"
-        lines = [f"HTTP/1.1 {text}\r\n", *self.standard_fields.values()]
+        body = response.status.partition(" ")[2] + "\n"
+        lines = [f"HTTP/1.1 {response.status}\r\n", *self.standard_fields.values()]
         lines.append("Content-Type: text/plain\r\nConnection: close\r\n")
-        if status == 503:
+        if error.status == 503:
             lines.append("Retry-After: 5\r\n")
-        lines.append(f"Content-Length: {len(body)}\r\n\r\n{body}")
+        lines.append(f"Content-Length: {len(body)}\r\n\r\n")
+        if request.method != "HEAD":
+            lines.append(body)
+            response.sent = len(body)
+        environ = {
+            **base,
+            "REQUEST_METHOD": request.method or "-",
+            "RAW_URI": request.uri or "-",
+            "PATH_INFO": request.path or "-",
+            "QUERY_STRING": request.query,
+            "SERVER_PROTOCOL": f"HTTP/1.{request.version[1]}",
+        }
+        self._access(response, request, environ, self.loop.time())
         return "".join(lines).encode("latin-1")
 
     def _access(

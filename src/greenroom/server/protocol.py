@@ -154,7 +154,10 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         self._eof = True
-        if self._state == RUNNING and self.server.ssl is None:
+        if self.server.ssl is not None:
+            # Neither loop's TLS can go on with one half.
+            return False
+        if self._state == RUNNING:
             self.server.loop.call_later(
                 self.server.config.half_close_timeout, self._half_closed, self.exchange
             )
@@ -209,7 +212,12 @@ class Connection(asyncio.Protocol):
     def wants_another(self) -> bool:
         """Whether a further request would be served on this connection."""
         server = self.server
-        return server.config.keepalive > 0 and not server.draining and not self._eof
+        return (
+            server.config.keepalive > 0
+            and not server.draining
+            # What was sent ahead of an EOF is answered.
+            and (not self._eof or bool(self._buffer))
+        )
 
     def write(self, data: bytes) -> None:
         if self._state == RUNNING:
@@ -288,6 +296,9 @@ class Connection(asyncio.Protocol):
         if self._buffer:
             self.deadline = now + server.config.head_timeout
             self._advance()
+            if self._eof and self._state <= BODY and not self._busy:
+                # The rest of it will never come.
+                self._close()
         elif self._eof:
             self._close()
         else:
@@ -396,8 +407,8 @@ class Connection(asyncio.Protocol):
             head = bytes(view[:end])
         del buffer[:end]
         self._scanned = 0
-        request, environ = parse(head, config, self._base, self._trusted)
-        self._request, self._environ = request, environ
+        request = self._request = Request()
+        environ = self._environ = parse(request, head, config, self._base, self._trusted)
         if request.chunked or request.length:
             self._begin_body(request)
         else:
@@ -535,8 +546,7 @@ class Connection(asyncio.Protocol):
         server = self.server
         if self._state >= RUNNING:
             return
-        server.refused(error, self._base, self._request)
-        self._transport.write(server.refusal(error.status))
+        self._transport.write(server.refused(error, self._base, self._request or Request()))
         if not self._busy:
             self._drop_body()
         if self._eof:

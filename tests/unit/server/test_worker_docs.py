@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import runpy
 from pathlib import Path
@@ -11,9 +12,10 @@ import pytest
 from gunicorn.config import Config, make_settings
 
 from greenroom.server.app import runs_on_loop
-from greenroom.worker import HONOURED, REFUSED, SettingError, Worker
+from greenroom.worker import GUNICORNS, HONOURED, REFUSED, SettingError, Worker
 
-DOCS = Path(__file__).resolve().parents[3] / "docs"
+TESTS = Path(__file__).resolve().parents[2]
+DOCS = TESTS.parent / "docs"
 GET = b"POST / HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello"
 
 KNOWN = make_settings()
@@ -34,6 +36,41 @@ def test_the_tables_are_those_of_the_code() -> None:
     assert not set(HONOURED) & set(REFUSED)
     # The oldest gunicorn that is supported knows no protocols but one.
     assert set(HONOURED) <= {*KNOWN, "http_protocols"}
+
+
+def test_every_setting_of_gunicorn_is_in_one_list() -> None:
+    """A new one is to be honoured, refused, or found to be gunicorn's own business."""
+    for name in KNOWN:
+        assert [name in each for each in (HONOURED, REFUSED, GUNICORNS)].count(True) == 1, name
+
+
+def test_every_row_has_a_test() -> None:
+    marks = [
+        mark
+        for path in sorted(TESTS.rglob("test_*.py"))
+        for mark in re.findall(r"^@pytest\.mark\.setting\((.*?)\)$", path.read_text(), re.MULTILINE)
+    ]
+    names = {name for mark in marks for name in re.findall(r'"(\w+)"', mark)}
+    assert set(HONOURED) - names == set()
+    assert names <= {*HONOURED, *GUNICORNS}
+
+
+def test_a_setting_that_is_not_known_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    class New:
+        value = "default"
+
+        def get(self) -> str:
+            return self.value
+
+    config = Config()
+    config.settings["brand_new"] = New()
+    Worker.check_config(config, logging.getLogger("test.worker"))
+    assert caplog.messages == []
+    config.settings["brand_new"].value = "other"
+    Worker.check_config(config, logging.getLogger("test.worker"))
+    assert caplog.messages == [
+        "greenroom.Worker doesn't know the setting brand_new: it may have no effect."
+    ]
 
 
 def other(name: str) -> Any:
