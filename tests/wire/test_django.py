@@ -70,6 +70,48 @@ def test_views_answer(served: Server) -> None:
         assert client.get("/hello").headers["Location"] == "/hello/"
 
 
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        # There is no such page; and no error, whatever the urlconf.
+        ("OPTIONS * HTTP/1.1", 404),
+        ("GET //evil.example/x HTTP/1.1", 404),
+        ("GET //hello/ HTTP/1.1", 404),
+        # To the path that it was asked for, never to a host.
+        ("GET //hello HTTP/1.1", 404),
+        ("GET http://127.0.0.1/hello/ HTTP/1.1", 200),
+        ("GET http://other.example/hello/ HTTP/1.1", 400),
+        ("GET /hello/#x HTTP/1.1", 400),
+        ("GET /hello/%00 HTTP/1.1", 400),
+        ("GET /hello/%2e%2e/plain/ HTTP/1.1", 404),
+    ],
+)
+def test_unusual_targets(served: Server, line: str, status: int) -> None:
+    with served.connect() as sock:
+        sock.sendall(f"{line}\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode())
+        data = b""
+        while piece := sock.recv(65536):
+            data += piece
+    assert data.startswith(b"HTTP/1.1 %d " % status)
+    assert b"\r\nLocation:" not in data
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_the_largest_body(chunked: bool) -> None:
+    with site(env=greenroom(MAX_BODY=50_000)) as server:
+        for size, expected in ((50_000, 200), (50_001, 413)):
+            body: Any = b"x" * size
+            answer = httpx.post(f"{server.url}/upload/", content=iter([body]) if chunked else body)
+            assert answer.status_code == expected
+        # Nothing of it is sent when it is asked first.
+        with server.connect() as sock:
+            sock.sendall(
+                b"POST /upload/ HTTP/1.1\r\nHost: 127.0.0.1\r\nExpect: 100-continue\r\n"
+                b"Content-Length: 50001\r\n\r\n"
+            )
+            assert sock.recv(65536).startswith(b"HTTP/1.1 413 ")
+
+
 @pytest.mark.parametrize("path", ["/file/", "/plain-file/"])
 def test_files(served: Server, path: str) -> None:
     answer = httpx.get(f"{served.url}{path}")

@@ -293,6 +293,7 @@ def test_several_sockets(tmp_path: Path) -> None:
     with contextlib.suppress(OSError), socket.create_server(("::1", 0), family=socket.AF_INET6):
         binds.append("[::1]:0")
     config = f"bind = {binds!r}\nbacklog = 77\npreload_app = True\n"
+    config += "proxy_protocol = True\nproxy_allow_ips = ''\n"
     with run("tell", extra_config=config, ready=False) as server:
         server.wait_for("greenroom: threads ")
         names = server.wait_for(r"Listening at: (.*) \(")[1].split(",")
@@ -302,7 +303,9 @@ def test_several_sockets(tmp_path: Path) -> None:
             if kind == "unix":
                 sock = socket.socket(socket.AF_UNIX)
                 sock.connect(rest)
-                expected = ("", "h", "80")
+                # Who can open the socket may say who its client is.
+                sock.sendall(V1)
+                expected = ("10.1.2.3", "h", "80")
             else:
                 host, _, port = rest[2:].rpartition(":")
                 host = host.strip("[]")
@@ -509,6 +512,16 @@ def test_over_tls_half_a_close_is_a_disconnect(
         tls.wait_for("note: cancelled", count=before + 1, timeout=10)
 
 
+def test_a_refused_upload_finds_its_answer_over_tls(
+    tls: Server, certificates: Certificates
+) -> None:
+    with over_tls(tls, certificates.client()) as sock:
+        sock.sendall(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000000\r\n\r\n")
+        for _ in range(100):
+            sock.sendall(b"x" * 100_000)
+        assert sock.recv(65536).startswith(b"HTTP/1.1 413 ")
+
+
 # Half-closed, over plain TCP.
 
 
@@ -610,10 +623,13 @@ def test_the_access_log_is_that_of_gthread(tmp_path: Path) -> None:
             # gunicorn doesn't count what sendfile(2) sent.
             assert (ours[name].pop("b"), ours[name].pop("B")) == (size, size)
             theirs[name].pop("b"), theirs[name].pop("B")
+        elif name.startswith("head"):
+            # Older gunicorns count what they then don't send.
+            assert (ours[name].pop("b"), ours[name].pop("B")) == ("0", "0")
+            theirs[name].pop("b"), theirs[name].pop("B")
         assert ours[name] == theirs[name], name
     # And it says something.
     assert ours["plain"]["u"] == "user"
     assert ours["plain"]["{x-sent}i"] == "c"
     assert ours["stream"]["B"] == "1010"
-    assert ours["head"]["b"] == "0"
     assert ours["query"]["{absent}e"] == "-"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import re
 import runpy
@@ -12,7 +13,16 @@ import pytest
 from gunicorn.config import Config, make_settings
 
 from greenroom.server.app import runs_on_loop
-from greenroom.worker import GUNICORNS, HONOURED, REFUSED, SettingError, Worker
+from greenroom.threads import Threads
+from greenroom.worker import (
+    GUNICORNS,
+    HONOURED,
+    REFUSED,
+    SettingError,
+    Worker,
+    _config,
+    _options,
+)
 
 TESTS = Path(__file__).resolve().parents[2]
 DOCS = TESTS.parent / "docs"
@@ -103,6 +113,36 @@ def test_other_protocols_are_refused_by_name() -> None:
     config.settings["http_protocols"].set("h2,h1")
     with pytest.raises(SettingError, match="http_protocols with h2"):
         Worker.check_config(config, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_bodies": 1}, "unknown names: max_bodies. Known are .*, max_body"),
+        ({"max_body": "1M"}, r"\['max_body'\] must be a number of bytes, or None"),
+        ({"spool_quota": -1}, r"\['spool_quota'\] must be a number of bytes, or None"),
+    ],
+)
+def test_options_that_are_refused(options: dict[str, Any], message: str) -> None:
+    class App:
+        coroutine_wsgi_options = options
+
+    with pytest.raises(SettingError, match=message):
+        _options(App())
+
+
+def test_defaults_of_options() -> None:
+    text = (DOCS / "coroutine-wsgi.md").read_text()
+    config = _config(Config(), {})
+    defaults = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", text, re.MULTILINE))
+    assert defaults.pop("max_body") == f"{config.max_body // 2**20} MiB"
+    assert defaults.pop("spool_quota") == f"{config.spool_quota // 2**30} GiB"
+    parameters = inspect.signature(Threads).parameters
+    assert {name: int(value) for name, value in defaults.items() if name in parameters} == {
+        name: parameters[name].default for name in ("max_parked", "queue_timeout")
+    }
+    config = _config(Config(), {"max_body": None, "spool_quota": 7})
+    assert (config.max_body, config.spool_quota) == (None, 7)
 
 
 def blocks(name: str) -> list[str]:
