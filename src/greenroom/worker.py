@@ -74,7 +74,7 @@ HONOURED = {
     "worker_int": "called on the loop",
     "worker_abort": "called when the loop was stuck",
     "worker_exit": "called when the loop has ended",
-    "accesslog": "one line per request, those that were refused too",
+    "accesslog": "one line per request, those that were refused too; 499 stands for no answer",
     "access_log_format": "all atoms; `b` and `B` count the bytes of files too",
     "statsd_host": "as under gunicorn's own workers",
     "reload": "the worker drains and is started again",

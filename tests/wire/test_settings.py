@@ -198,6 +198,14 @@ def test_the_access_log(policy: Server) -> None:
     # What was refused is there as far as it was understood.
     assert "log: 127.0.0.1 GET /refused?q=2 HTTP/1.1 400" in lines
     assert "log: 127.0.0.1 - - HTTP/1.1 400" in lines
+    with connect(policy) as sock:
+        sock.sendall(b"GET /hang?20 HTTP/1.1\r\nHost: h\r\n\r\n")
+        policy.wait_for("note: hanging")
+    policy.wait_for("after /hang 499 ")
+    policy.statsd.wait_for(r"site\.gunicorn\.request\.status\.499:1\|c\|@1\.0")
+    lines = (policy.spool / "access.log").read_text().splitlines()
+    assert "log: 127.0.0.1 GET /hang?20 HTTP/1.1 499" in lines
+    assert "The access log failed" not in policy.log()
 
 
 @pytest.mark.setting("statsd_host", "statsd_prefix")

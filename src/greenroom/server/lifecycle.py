@@ -226,6 +226,9 @@ class Server:
         self, request: Request, environ: Environ, response: Response, started: float
     ) -> None:
         """A request is over, whether it was answered or not."""
+        if not response.headers_sent:
+            # The client has gone, or the server was stopped. nginx logs this status.
+            response.status, response.status_code = "499 Client Closed Request", 499
         try:
             self.hooks.after(request, environ, response)
         except Exception:
