@@ -362,7 +362,7 @@ def test_boot_failure_ends_gunicorn_with_its_reason() -> None:
 @pytest.mark.parametrize(
     ("config", "name"),
     [
-        ("proxy_protocol = True", "proxy_protocol"),
+        ("strip_header_spaces = True", "strip_header_spaces"),
         ("casefold_http_method = True", "casefold_http_method"),
         ("permit_obsolete_folding = True", "permit_obsolete_folding"),
     ],
