@@ -119,7 +119,10 @@ GUNICORNS = frozenset(
     syslog_prefix umask user when_ready worker_class workers wsgi_app
     """.split()  # noqa: SIM905
 )
-_OPTIONS = ("max_parked", "queue_timeout", "spool_quota", "max_body")
+# In `coroutine_wsgi_options`: of the threads, and of the server.
+_OF_THREADS = ("max_parked", "queue_timeout")
+_OF_SERVER = ("spool_quota", "max_body")
+_OPTIONS = (*_OF_THREADS, *_OF_SERVER)
 
 # The share of the time of grace (two seconds at most) that is kept for cancelled
 # requests and for the loop to end: when all of it is over, the arbiter kills.
@@ -276,7 +279,7 @@ class Worker(base.Worker):  # type: ignore[misc]
         threads = Threads(
             self.loop,
             limit=cfg.threads,
-            **{name: options[name] for name in _OPTIONS[:2] if name in options},
+            **{name: options[name] for name in _OF_THREADS if name in options},
         )
         self.home = Home(self.loop, threads)
         self.home.register()
@@ -425,7 +428,7 @@ def _options(app: Any) -> Mapping[str, Any]:
             f"coroutine_wsgi_options has unknown names: {', '.join(unknown)}. "
             f"Known are {', '.join(_OPTIONS)}."
         )
-    for name in ("spool_quota", "max_body"):
+    for name in _OF_SERVER:
         value = options.get(name)
         if value is not None and (not isinstance(value, int) or value < 0):
             raise SettingError(
@@ -474,7 +477,7 @@ def _config(cfg: Any, options: Mapping[str, Any]) -> Config:
         limit_request_field_size=cfg.limit_request_field_size or 8190,
         keepalive=cfg.keepalive,
         connections=cfg.worker_connections,
-        **{name: options[name] for name in _OPTIONS[2:] if name in options},
+        **{name: options[name] for name in _OF_SERVER if name in options},
         spool_dir=cfg.tmp_upload_dir or cfg.worker_tmp_dir,
         sendfile=bool(sendfile),
         accept_batch=64 if cfg.workers == 1 else 8,

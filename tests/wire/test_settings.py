@@ -77,6 +77,14 @@ class Statsd:
         self.address = "{}:{}".format(*self.sock.getsockname())
         self.came: list[str] = []
 
+    def empty(self) -> None:
+        """Make room: what comes to a full buffer is lost."""
+        self.sock.settimeout(0)
+        with contextlib.suppress(BlockingIOError):
+            while self.sock.recv(4096):
+                pass
+        self.sock.settimeout(20)
+
     def wait_for(self, *patterns: str) -> None:
         for pattern in patterns:
             while not any(re.fullmatch(pattern, each) for each in self.came):
@@ -171,11 +179,11 @@ def test_the_proxy_protocol(policy: Server) -> None:
 @pytest.mark.setting("keepalive")
 def test_an_idle_connection_is_closed(policy: Server) -> None:
     with connect(policy) as sock:
+        began = time.monotonic()
         sock.sendall(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
         assert b"Connection: close" not in sock.recv(65536)
-        began = time.monotonic()
         assert sock.recv(1) == b""
-        assert 0.5 < time.monotonic() - began < 10
+        assert 0.9 < time.monotonic() - began < 10
 
 
 @pytest.mark.setting("tmp_upload_dir")
@@ -198,6 +206,7 @@ def test_the_access_log(policy: Server) -> None:
     # What was refused is there as far as it was understood.
     assert "log: 127.0.0.1 GET /refused?q=2 HTTP/1.1 400" in lines
     assert "log: 127.0.0.1 - - HTTP/1.1 400" in lines
+    policy.statsd.empty()
     with connect(policy) as sock:
         sock.sendall(b"GET /hang?20 HTTP/1.1\r\nHost: h\r\n\r\n")
         policy.wait_for("note: hanging")
@@ -210,6 +219,7 @@ def test_the_access_log(policy: Server) -> None:
 
 @pytest.mark.setting("statsd_host", "statsd_prefix")
 def test_statsd(policy: Server) -> None:
+    policy.statsd.empty()
     ask(policy)
     ask(policy, "X_Y: no\r\n")
     policy.statsd.wait_for(
@@ -539,15 +549,15 @@ def test_half_closed(loop: str) -> None:
         for seconds in ("0.2", "20"):
             with server.connect() as sock:
                 sock.sendall(f"GET /hang?{seconds} HTTP/1.1\r\nHost: h\r\n\r\n".encode())
-                sock.shutdown(socket.SHUT_WR)
                 began = time.monotonic()
+                sock.shutdown(socket.SHUT_WR)
                 raw = read_all(sock)
                 took = time.monotonic() - began
             if seconds == "0.2":
                 assert environ(raw)["QUERY_STRING"] == "0.2"
             else:
                 assert raw == b""
-                assert 0.8 < took < 10
+                assert 0.9 < took < 10
         server.wait_for("note: cancelled")
         # After several requests, the last of which is answered too.
         with server.connect() as sock:

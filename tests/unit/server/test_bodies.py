@@ -371,7 +371,7 @@ def test_reading_on_is_bounded(harness: Any) -> None:
     sent, took = asyncio.run(main())
     assert sent == 100
     sent, took = asyncio.run(main(linger_total=0.3))
-    assert 5 < sent < 100
+    assert 0 < sent < 100
     assert took >= 0.3
 
 

@@ -319,7 +319,7 @@ def test_what_is_refused_serves_nothing(
 def test_what_never_comes(loop_factory: Any) -> None:
     for piece, expected in ((b"", []), (b"PROX", [408]), (SIGNATURE + b"\x21\x11", [408])):
         pieces = [piece] if piece else []
-        answers, _ = exchange(loop_factory, *pieces, half=False, head_timeout=0.1)
+        answers, _ = exchange(loop_factory, *pieces, half=False, head_timeout=0.3)
         assert [answer.status for answer in answers] == expected
     # And a client that ends in the middle of it.
     assert exchange(loop_factory, b"PROXY TCP4 10.")[0] == []
