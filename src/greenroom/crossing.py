@@ -42,7 +42,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from asgiref.sync import SyncToAsync, _restore_context
+from asgiref.sync import AsyncToSync, SyncToAsync, _restore_context
 
 from . import bridge
 from .errors import BridgeError
@@ -551,8 +551,13 @@ class Job(Waiter):
             bridge.set_thread_wait(None)
 
     def execute_adopted(self) -> Any:
-        local = SyncToAsync.threadlocal
+        local, executors = SyncToAsync.threadlocal, AsyncToSync.executors
         before = bridge.thread_wait(), getattr(local, "task_context", None)
+        # By these asgiref finds this thread for the calls of what is waited for, which
+        # would wait for it in turn: the lane is where they go.
+        executor = getattr(executors, "current", None)
+        executors.current = None
+        sensitive = SyncToAsync.thread_sensitive_context.set(None)  # type: ignore[arg-type]
         self.counted = False
         bridge.set_thread_wait(self.wait)
         local.task_context = None
@@ -561,6 +566,8 @@ class Job(Waiter):
         finally:
             bridge.set_thread_wait(before[0])
             local.task_context = before[1]
+            SyncToAsync.thread_sensitive_context.reset(sensitive)
+            executors.current = executor
             self.threads.soon(self.deliver, Outcome(None, None))
 
     def _execute(self) -> None:

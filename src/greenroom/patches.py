@@ -45,6 +45,8 @@ private, relied on                     for
 `SyncToAsync.threadlocal`              its `main_event_loop`, `main_event_loop_pid`
                                        and `task_context`
 `AsyncToSync.loop_thread_executors`    where thread-sensitive calls are sent to us
+`AsyncToSync.executors`,               where else they would be sent: to a thread that
+`SyncToAsync.thread_sensitive_context` waits for who makes them
 `asyncio._get_running_loop`            the running loop or None, with no exception
 `Signal._live_receivers`,              which receivers the request signals have
 `Signal.receivers`
@@ -82,7 +84,8 @@ private, relied on                     for
 `._withhold`, `._name`                 server
 =====================================  ==========================================
 
-Those of Django REST framework are in `greenroom.integrations.rest_framework`.
+Those of Django REST framework are in `greenroom.integrations.rest_framework`, two of
+Django's mixins in `greenroom.integrations.auth_mixins`.
 """
 
 from __future__ import annotations
@@ -132,6 +135,7 @@ def _apply_database() -> None:
     Atomic.__enter__ = transaction.enter  # type: ignore[method-assign]
     Atomic.__exit__ = transaction.leave  # type: ignore[method-assign]
     Calls.route = staticmethod(route.route)
+    bridge.set_fallback(borrow.wait)
     try:
         from psycopg import waiting
 

@@ -38,11 +38,11 @@ import asyncio
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache, partial, update_wrapper
-from typing import Any
+from typing import Any, TypeVar
 
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 from django.db import DatabaseError, OperationalError, connections
@@ -54,6 +54,8 @@ from greenroom.turns import Turns
 
 from .pool import Driver, Limits, Pool
 from .pool import user as _scope
+
+T = TypeVar("T")
 
 logger = logging.getLogger("greenroom.db")
 
@@ -147,6 +149,25 @@ def leave(scope: Scope) -> None:
     after = _scope.get()
     if after is not None:
         after.close()
+
+
+def wait(awaitable: Awaitable[T]) -> T:
+    """As `loops.wait`, on a thread that serves no request of ours: a test, a command.
+
+    A thread that is in a transaction has what it waits for in it, by the ``a…`` calls of
+    the ORM; others go on with the wrappers that they had.
+    """
+    before = _scope.get()
+    scope = None
+    served = before is not None and not before.closed
+    if not served and any(each.in_atomic_block for each in _there().values()):
+        scope = begin("a thread in a transaction", own=True)
+    try:
+        return loops.wait(awaitable)
+    finally:
+        if scope is not None:
+            leave(scope)
+        _scope.set(before)
 
 
 def forget() -> None:
@@ -724,14 +745,19 @@ def _scope_of_task() -> Scope | None:
 
 def _wrappers_of_thread() -> dict[str, Any]:
     """Those of this thread, which must be of our classes to be used from the loop."""
-    place = connections._connections  # type: ignore[attr-defined]
-    original = place.__dict__["_original"] if isinstance(place, Wrappers) else place
-    own: dict[str, Any] = original._storage.__dict__
+    own = _there()
     for alias, wrapper in list(own.items()):
         known = alias in connections.settings and why_not(alias) is None
         if known and not isinstance(wrapper, Wrapper) and not wrapper.in_atomic_block:
             wrapper.close()
             del own[alias]
+    return own
+
+
+def _there() -> dict[str, Any]:
+    place = connections._connections  # type: ignore[attr-defined]
+    original = place.__dict__["_original"] if isinstance(place, Wrappers) else place
+    own: dict[str, Any] = original._storage.__dict__
     return own
 
 
