@@ -49,7 +49,7 @@ from django.http.response import HttpResponseBase
 from django.urls import Resolver404, ResolverMatch, set_script_prefix
 from django.utils.module_loading import import_string
 
-from . import bridge, conf, handler, logs, loops, patches, warm
+from . import bridge, conf, handler, integrations, logs, loops, patches, warm
 from .bodies import Parts, Pulled, Stream, nothing, parts_of, stream
 from .bridge import await_, run
 from .crossing import Held, Hold, Then, new_lane
@@ -82,6 +82,7 @@ class AsyncDjangoApplication:
         if not apps.ready:
             django.setup(set_prefix=False)
         patches.apply()
+        integrations.apply()
         self.settings = conf.settings()
         borrow.check_settings()
         self.handler = handler.Handler(type(self))

@@ -10,9 +10,8 @@ class GreenroomConfig(AppConfig):
     verbose_name = "Greenroom"
 
     def ready(self) -> None:
-        from . import checks, patches
-        from .integrations import rest_framework
+        from . import checks, integrations, patches
 
         patches.apply()
-        rest_framework.apply()
+        integrations.apply()
         checks.register()

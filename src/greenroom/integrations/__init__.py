@@ -30,6 +30,21 @@ class View:
     reasons: tuple[str, ...] = ()
 
 
+_applied = False
+
+
+def apply() -> None:
+    """Have all of them wait for what they have to do with. Calling it again does nothing."""
+    global _applied
+    if _applied:
+        return
+    _applied = True
+    from . import auth_mixins, rest_framework
+
+    auth_mixins.apply()
+    rest_framework.apply()
+
+
 # Each returns None for a view that is not of its framework, or the methods of one
 # that is; the second describes such a view for one of them.
 Describe = Callable[[Any, str], View]

@@ -4,12 +4,10 @@ All around a coroutine stays DRF's own, synchronous code: it runs on a thread or
 on the loop, in a bridge, and where it calls something that is a coroutine, the
 result is awaited before DRF sees it.
 
-This module is long because it is one table of hooks into one package.
-
-Rule 1: **results are tested, not functions**, for handlers, permissions,
-throttles and authenticators: `@api_view`'s handler is a plain function that
-returns a coroutine. A handler is awaited within dispatch's own ``try``, so what
-it raises becomes DRF's error response.
+Rule 1: **results are tested, not functions**, for handlers, permissions, throttles,
+authenticators, filters, validators and what checks a request: `@api_view`'s handler
+is a plain function that returns a coroutine. A handler is awaited within dispatch's
+own ``try``, so what it raises becomes DRF's error response.
 
 Rule 2: **a coroutine that stands in the place of a plain method** (it overrides
 one, or is called by a name that DRF makes up: ``validate_title``) is awaited too.
@@ -19,7 +17,8 @@ an `async def` handler awaits it as anywhere; called from plain code, DRF's or
 others', the same method returns its result.
 
 Rule 4: **instances are changed, never classes of the project**: its methods
-found on the class, by `super()` or in a unit test, are as they were written.
+found on the class or by `super()` are as they were written. Instances are changed as
+they are made, whoever makes them: a permission that asks another, a schema.
 
 Rule 5: **never granted unawaited.** A coroutine is true. A permission or throttle
 that can't be awaited raises an error: `BridgeError` from `await_` on an event
@@ -31,18 +30,19 @@ Every name of DRF that is replaced, when its module is imported (3.18 was read):
 =====================================  ==========================================
 replaced                               why
 =====================================  ==========================================
-`APIView.dispatch`                     makes the view's instance await; after
-                                       `initial()`, the handler of the method
-`APIView.check_permissions`,           the same, for views that are checked without
-`.check_object_permissions`,           a dispatch: by schemas, by the browsable API
-`.check_throttles`
+`APIView.__new__`                      makes the view's instance await
+`APIView.dispatch`                     the same, after `initial()`, for the handler
+                                       of the method
 `APIView.view_is_async`                False: the coroutine was awaited inside; and
                                        Django's raises for handlers of both kinds
-`GenericAPIView.filter_queryset`       awaits each backend, if one is a coroutine
-`GenericAPIView.paginate_queryset`     awaits the paginator
+`BasePermission.__new__` and those     makes the instance await: see `BASES`
+of other policies
+`GenericAPIView.filter_queryset`       awaits each backend: some have no base class
 `Request._authenticate`                for requests that are made by hand
 `Field.__init__`                       serializers and fields with coroutines
 `Field.run_validators`                 a coroutine validator would pass unawaited
+`SerializerMethodField                 a method of any name
+.to_representation`
 `AdminRenderer.render`                 calls the view's ``get`` to show an error
 `urlpatterns                           the converter of ``.json`` in a path is marked
 ._get_format_path_converter`           loop-safe: the class has no name to be known by
@@ -63,26 +63,50 @@ relied on                              for
 
 from __future__ import annotations
 
-import inspect
 import sys
-from collections.abc import Awaitable, Callable, Iterator
-from functools import wraps
+from collections.abc import Iterator
+from functools import partial, wraps
 from types import FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from asgiref.sync import iscoroutinefunction
-
 from .. import loops
-from ..bridge import await_
 from . import View, register, when_imported
+from .awaiting import (
+    Check,
+    Method,
+    Proxy,
+    Question,
+    find,
+    function,
+    is_coroutine_function,
+    made,
+    refuse_super,
+    settled,
+)
 
 PERMISSION = ("has_permission", "has_object_permission")
 THROTTLE = ("allow_request", "wait")
 AUTHENTICATION = ("authenticate", "authenticate_header")
+FILTER = ("filter_queryset",)
 ANSWERS = (*PERMISSION, "allow_request")
 
-# What a view makes, and the methods of it that DRF calls.
+# By module: a class of which projects make policies, and the methods whose results are
+# tested. Others are awaited by rule 2.
+BASES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "authentication": ("BaseAuthentication", AUTHENTICATION),
+    "filters": ("BaseFilterBackend", FILTER),
+    "metadata": ("BaseMetadata", ("determine_metadata",)),
+    "negotiation": ("BaseContentNegotiation", ("select_parser", "select_renderer")),
+    "pagination": ("BasePagination", ("paginate_queryset", "get_paginated_response")),
+    "parsers": ("BaseParser", ("parse",)),
+    "permissions": ("BasePermission", PERMISSION),
+    "renderers": ("BaseRenderer", ("render",)),
+    "throttling": ("BaseThrottle", THROTTLE),
+    "versioning": ("BaseVersioning", ("determine_version",)),
+}
+
+# What a view makes, and the methods of it that DRF calls: policies that have no base too.
 POLICIES = {
     "get_permissions": PERMISSION,
     "get_throttles": THROTTLE,
@@ -91,8 +115,27 @@ POLICIES = {
     "get_renderers": ("render",),
 }
 
-# Classes that DRF uses in places where nothing can be awaited.
-PLAIN_ONLY = ("content_negotiation_class", "metadata_class", "versioning_class")
+# Of what a view makes one each, and without a method of its own for it.
+SINGLE = ("content_negotiation_class", "metadata_class", "versioning_class")
+# The attributes that name their classes.
+SEVERAL = (
+    "authentication_classes",
+    "permission_classes",
+    "throttle_classes",
+    "parser_classes",
+    "renderer_classes",
+)
+
+# Methods of a view that refuse a request by an error.
+CHECKS = (
+    "initial",
+    "perform_authentication",
+    "check_permissions",
+    "check_object_permissions",
+    "check_throttles",
+    "permission_denied",
+    "throttled",
+)
 
 
 def apply() -> None:
@@ -103,22 +146,26 @@ def apply() -> None:
     when_imported("rest_framework.generics", _generics)
     when_imported("rest_framework.request", _request)
     when_imported("rest_framework.fields", _fields)
-    when_imported("rest_framework.renderers", _renderers)
     when_imported("rest_framework.urlpatterns", _urlpatterns)
+    for name in BASES:
+        when_imported(f"rest_framework.{name}", partial(_policies, *BASES[name]))
+    when_imported("rest_framework.renderers", _renderers)
+
+
+def _policies(base: str, names: tuple[str, ...], module: Any) -> None:
+    made(getattr(module, base), lambda policy: _awaiting(policy, names))
 
 
 def _views(module: Any) -> None:
     view = module.APIView
-    if "_greenroom" in view.__dict__:
+    if "__new__" in vars(view):
         return
-    view._greenroom = True
+    made(view, _prepare)
     view.view_is_async = False
     dispatch = view.dispatch
 
     @wraps(dispatch)
     def awaiting_dispatch(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-        _refuse_coroutines(self)
-        _prepare(self)
         own = self.__dict__.get("initial")
         self.__dict__["initial"] = _Initial(self, "initial", own)
         try:
@@ -127,42 +174,20 @@ def _views(module: Any) -> None:
             _restore(self, "initial", own)
 
     view.dispatch = awaiting_dispatch
-    for name in ("check_permissions", "check_object_permissions", "check_throttles"):
-        setattr(view, name, _prepared(getattr(view, name)))
     register(methods, describe)
-
-
-def _prepared(check: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(check)
-    def prepared(self: Any, *args: Any) -> Any:
-        _prepare(self)
-        return check(self, *args)
-
-    return prepared
 
 
 def _generics(module: Any) -> None:
     view = module.GenericAPIView
-    if "_greenroom" in view.__dict__:
-        return
-    view._greenroom = True
-    filter_queryset, paginate_queryset = view.filter_queryset, view.paginate_queryset
 
-    @wraps(filter_queryset)
+    @wraps(view.filter_queryset)
     def awaiting_filter(self: Any, queryset: Any) -> Any:
-        backends = list(self.filter_backends)
-        if not any(_is_coroutine(backend, "filter_queryset") for backend in backends):
-            return filter_queryset(self, queryset)
-        for backend in backends:
-            queryset = _settled(backend().filter_queryset(self.request, queryset, self))
+        for backend in list(self.filter_backends):
+            backend = _awaiting(backend(), FILTER)
+            queryset = backend.filter_queryset(self.request, queryset, self)
         return queryset
 
-    @wraps(paginate_queryset)
-    def awaiting_paginate(self: Any, queryset: Any) -> Any:
-        return _settled(paginate_queryset(self, queryset))
-
     view.filter_queryset = awaiting_filter
-    view.paginate_queryset = awaiting_paginate
 
 
 def _request(module: Any) -> None:
@@ -180,28 +205,33 @@ def _request(module: Any) -> None:
 
 
 def _fields(module: Any) -> None:
-    field = module.Field
+    field, method_field = module.Field, module.SerializerMethodField
     init, run_validators = field.__init__, field.run_validators
+    represent = method_field.to_representation
     if hasattr(init, "__wrapped__"):
         return
 
     @wraps(init)
     def awaiting_init(self: Any, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)
-        for name in _coroutines(type(self)):
-            self.__dict__.setdefault(name, _Method(self, name))
+        for name in _of_field(type(self)):
+            self.__dict__.setdefault(name, Method(self, name))
 
     @wraps(run_validators)
     def awaiting_validators(self: Any, value: Any) -> Any:
-        validators = self.validators
-        if any(map(_calls_coroutine, validators)):
+        if not all(map(_is_known_validator, self.validators)):
             self.validators = [
-                _Validator(each) if _calls_coroutine(each) else each for each in validators
+                each if _is_known_validator(each) else _Validator(each) for each in self.validators
             ]
         return run_validators(self, value)
 
+    @wraps(represent)
+    def awaiting_representation(self: Any, value: Any) -> Any:
+        return settled(represent(self, value))
+
     field.__init__ = awaiting_init
     field.run_validators = awaiting_validators
+    method_field.to_representation = awaiting_representation
 
 
 def _renderers(module: Any) -> None:
@@ -243,68 +273,7 @@ def _urlpatterns(module: Any) -> None:
 # Instances that await.
 
 
-class _Method:
-    """A method of one instance, in its ``__dict__``: plain code gets its result.
-
-    `own` is what stood in the instance's dictionary before, if anything.
-    """
-
-    __slots__ = ("name", "own", "owner")
-
-    def __init__(self, owner: Any, name: str, own: Any = None) -> None:
-        self.owner = owner
-        self.name = name
-        self.own = own
-
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        result = self.written()(*args, **kwargs)
-        if not inspect.isawaitable(result):
-            return self.finish(result)
-        if sys._getframe(1).f_code.co_flags & inspect.CO_COROUTINE:
-            if self.name in ANSWERS:
-                return _Unanswered(self.owner, self.name, result)
-            return self._later(result)
-        return self.finish(await_(result))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.written(), name)
-
-    def written(self) -> Any:
-        """The method as the project wrote it."""
-        if self.own is not None:
-            return self.own
-        kind = type(self.owner)
-        attribute = _find(kind, self.name)
-        bind = getattr(type(attribute), "__get__", None)
-        return attribute if bind is None else bind(attribute, self.owner, kind)
-
-    def finish(self, result: Any) -> Any:
-        return result
-
-    async def _later(self, result: Awaitable[Any]) -> Any:
-        return self.finish(await result)
-
-
-class _Unanswered:
-    """What a coroutine gets that asks a permission: to be awaited, and no truth."""
-
-    __slots__ = ("name", "owner", "result")
-
-    def __init__(self, owner: Any, name: str, result: Awaitable[Any]) -> None:
-        self.owner = owner
-        self.name = name
-        self.result = result
-
-    def __await__(self) -> Any:
-        return self.result.__await__()
-
-    def __bool__(self) -> bool:
-        if inspect.iscoroutine(self.result):
-            self.result.close()
-        raise TypeError(f"await {type(self.owner).__qualname__}.{self.name}(): it is a coroutine.")
-
-
-class _Policies(_Method):
+class _Policies(Method):
     """A view's `get_permissions` and its like."""
 
     __slots__ = ()
@@ -313,26 +282,26 @@ class _Policies(_Method):
         return [_awaiting(each, POLICIES[self.name]) for each in result]
 
 
-class _ExceptionHandler(_Method):
+class _ExceptionHandler(Method):
     """A view's `get_exception_handler`."""
 
     __slots__ = ()
 
     def finish(self, result: Any) -> Any:
         def handle(exc: Exception, context: Any) -> Any:
-            return _settled(result(exc, context))
+            return settled(result(exc, context))
 
         return handle
 
 
-class _Initial(_Method):
+class _Initial(Method):
     """A view's `initial`, after which the handler of the request's method is called."""
 
     __slots__ = ()
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         view = self.owner
-        result = _settled(self.written()(*args, **kwargs))
+        result = settled(self.written()(*args, **kwargs))
         name = view.request.method.lower()
         if name not in view.http_method_names or not hasattr(view, name):
             name = "http_method_not_allowed"
@@ -340,7 +309,7 @@ class _Initial(_Method):
         return result
 
 
-class _Handler(_Method):
+class _Handler(Method):
     """The handler of the request's method, for its one call by `dispatch`."""
 
     __slots__ = ()
@@ -348,47 +317,26 @@ class _Handler(_Method):
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         written = self.written()
         _restore(self.owner, self.name, self.own)
-        return _settled(written(*args, **kwargs))
+        return settled(written(*args, **kwargs))
 
 
 class _Validator:
-    """A coroutine validator as a plain one."""
+    """A validator that may be a coroutine, as a plain one."""
 
     def __init__(self, validator: Any) -> None:
         self._validator = validator
 
     def __call__(self, *args: Any) -> Any:
-        return _settled(self._validator(*args))
+        return settled(self._validator(*args))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._validator, name)
 
 
-class _Proxy:
-    """A policy whose instances can't be changed: it has slots and no dictionary."""
-
-    def __init__(self, policy: Any, names: tuple[str, ...]) -> None:
-        self._policy = policy
-        for name in names:
-            if hasattr(policy, name):
-                self.__dict__[name] = _Method(policy, name)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._policy, name)
-
-
 def _prepare(view: Any) -> None:
-    """Make an instance of a view await what it makes and what it overrides."""
-    own = view.__dict__
-    for name in POLICIES:
-        if not isinstance(own.get(name), _Method):
-            own[name] = _Policies(view, name, own.get(name))
-    if not isinstance(own.get("get_exception_handler"), _Method):
-        name = "get_exception_handler"
-        own[name] = _ExceptionHandler(view, name, own.get(name))
-    for name in _coroutines(type(view)):
-        if name not in own:
-            own[name] = _Method(view, name)
+    """Make a view await what it makes, what checks a request, and what it overrides."""
+    for name, kind in _of_view(type(view)):
+        view.__dict__[name] = kind(view, name)
 
 
 def _awaiting(policy: Any, names: tuple[str, ...]) -> Any:
@@ -397,18 +345,29 @@ def _awaiting(policy: Any, names: tuple[str, ...]) -> Any:
         # Replaced by itself, or by what stands for it.
         setattr(policy, operand, _awaiting(getattr(policy, operand), names))
     kind = type(policy)
-    if kind is _Proxy:
+    if kind is Proxy:
         return policy
     for name in names:
-        _refuse_super(kind, name)
+        refuse_super(kind, name, _is_of_drf)
+    given = {name: Question if name in ANSWERS else Method for name in names}
     own = getattr(policy, "__dict__", None)
+    wanted = {
+        name: given.get(name, Method)
+        for name in dict.fromkeys((*names, *_coroutines(kind)))
+        if hasattr(policy, name)
+    }
     if own is None:
-        return _Proxy(policy, names)
-    for name in (*names, *_coroutines(kind)):
-        if isinstance(own.get(name), _Method) or not hasattr(policy, name):
-            continue
-        if name in own or not _is_of_drf(_find(kind, name)):
-            own[name] = _Method(policy, name, own.get(name))
+        return Proxy(policy, wanted)
+    for name, method in wanted.items():
+        there = own.get(name)
+        if not isinstance(there, Method):
+            if there is None and find(kind, name) is None:
+                # It is made by a __getattr__.
+                there = getattr(policy, name)
+            own[name] = method(policy, name, there)
+    # A property, for one, is found before what stands in the dictionary.
+    if not all(isinstance(getattr(policy, name), Method) for name in wanted):
+        return Proxy(policy, wanted)
     return policy
 
 
@@ -428,13 +387,40 @@ def _restore(instance: Any, name: str, own: Any) -> None:
         instance.__dict__[name] = own
 
 
-def _settled(result: Any) -> Any:
-    return await_(result) if inspect.isawaitable(result) else result
-
-
-# Classes: which of their methods are coroutines.
+# Classes: which of their methods are replaced in their instances.
 
 _found: WeakKeyDictionary[type, tuple[str, ...]] = WeakKeyDictionary()
+_views_found: WeakKeyDictionary[type, tuple[tuple[str, type[Method]], ...]] = WeakKeyDictionary()
+_fields_found: WeakKeyDictionary[type, tuple[str, ...]] = WeakKeyDictionary()
+
+
+def _of_view(kind: type) -> tuple[tuple[str, type[Method]], ...]:
+    found = _views_found.get(kind)
+    if found is None:
+        names: dict[str, type[Method]] = dict.fromkeys(_coroutines(kind), Method)
+        names |= dict.fromkeys(POLICIES, _Policies)
+        names["get_exception_handler"] = _ExceptionHandler
+        for name in CHECKS:
+            refuse_super(kind, name, _is_of_drf)
+            if not _is_of_drf(find(kind, name)):
+                names[name] = Check
+        found = _views_found[kind] = tuple(names.items())
+    return found
+
+
+def _of_field(kind: type) -> tuple[str, ...]:
+    found = _fields_found.get(kind)
+    if found is None:
+        names = dict.fromkeys(_coroutines(kind))
+        for name in {name for each in kind.__mro__ for name in vars(each)}:
+            if (name == "validate" or name.startswith("validate_")) and not _is_of_drf(
+                method := function(find(kind, name))
+            ):
+                refuse_super(kind, name, _is_of_drf)
+                if isinstance(method, FunctionType):
+                    names[name] = None
+        found = _fields_found[kind] = tuple(names)
+    return found
 
 
 def _coroutines(kind: type) -> tuple[str, ...]:
@@ -452,73 +438,26 @@ def _search(kind: type) -> Iterator[str]:
         if name.startswith("__"):
             continue
         versions = [vars(each)[name] for each in kind.__mro__ if name in vars(each)]
-        if _is_coroutine_function(versions[0]) and (
+        if is_coroutine_function(versions[0]) and (
             name.startswith(made_up)
-            or any(callable(_function(v)) and not _is_coroutine_function(v) for v in versions)
+            or any(callable(function(v)) and not is_coroutine_function(v) for v in versions)
         ):
             yield name
 
 
-def _find(kind: type, name: str) -> Any:
-    for each in kind.__mro__:
-        if name in vars(each):
-            return vars(each)[name]
-    return None
-
-
-def _function(attribute: Any) -> Any:
-    return getattr(attribute, "__func__", attribute)
-
-
-def _is_coroutine_function(attribute: Any) -> bool:
-    return iscoroutinefunction(_function(attribute))
-
-
 def _is_of_drf(attribute: Any) -> bool:
-    module = getattr(_function(attribute), "__module__", None) or ""
-    return isinstance(attribute, FunctionType) and module.startswith("rest_framework.")
+    """Whether DRF wrote it: the name of its module is copied by decorators."""
+    code = function(attribute)
+    return isinstance(code, FunctionType) and _is_drfs(code.__globals__.get("__name__"))
 
 
-def _is_coroutine(kind: Any, name: str) -> bool:
-    return iscoroutinefunction(getattr(kind, name, None))
+def _is_known_validator(validator: Any) -> bool:
+    module = type(validator).__module__
+    return isinstance(validator, _Validator) or _is_drfs(module) or module.startswith("django.")
 
 
-def _calls_coroutine(code: Any) -> bool:
-    if isinstance(code, _Validator):
-        return False
-    return iscoroutinefunction(code) or iscoroutinefunction(_find(type(code), "__call__"))
-
-
-def _refuse_super(kind: type, name: str) -> None:
-    """Refuse a plain method that calls the coroutine it overrides."""
-    versions = [each for each in kind.__mro__ if name in vars(each)]
-    if not versions or _is_of_drf(vars(versions[0])[name]):
-        return
-    plain = None
-    for each in versions:
-        function = _function(vars(each)[name])
-        if _is_coroutine_function(function):
-            if plain is not None and {"super", each.__name__} & plain[1]:
-                raise TypeError(
-                    f"{plain[0].__qualname__}.{name} is a plain method over the coroutine "
-                    f"{each.__qualname__}.{name}: what it gets from super() is always true. "
-                    "Make it `async def` and await super()'s answer."
-                )
-            return
-        code = getattr(inspect.unwrap(function), "__code__", None)
-        plain = (each, set(code.co_names) if code is not None else set())
-
-
-def _refuse_coroutines(view: Any) -> None:
-    for attribute in PLAIN_ONLY:
-        kind = getattr(view, attribute, None)
-        names = _coroutines(kind) if isinstance(kind, type) else ()
-        if names:
-            raise TypeError(
-                f"{kind.__module__}.{kind.__qualname__}.{names[0]} is a coroutine, which is not "  # type: ignore[union-attr]
-                f"awaited in a {attribute}: make it a plain method, and wait in it with "
-                "greenroom.await_()."
-            )
+def _is_drfs(module: str | None) -> bool:
+    return (module or "").startswith("rest_framework.")
 
 
 # For the placement.
@@ -549,17 +488,17 @@ def describe(view: Any, method: str) -> View:
 
     handler = _handler(view, method)
     classes: list[tuple[str, Any]] = [
-        (name.removesuffix("_classes"), each)
-        for name in (
-            "authentication_classes",
-            "permission_classes",
-            "throttle_classes",
-            "parser_classes",
-            "renderer_classes",
-        )
-        for each in _operand_classes(policy(name) or ())
+        (name.removesuffix("_class"), policy(name)) for name in SINGLE if policy(name)
     ]
-    if not _is_coroutine_function(handler) and not hasattr(handler, "_greenroom_awaits"):
+    reasons = []
+    for name in SEVERAL:
+        found = policy(name) or ()
+        if isinstance(found, list | tuple):
+            classes += [(name.removesuffix("_classes"), each) for each in _operand_classes(found)]
+        else:
+            # A property, for one.
+            reasons.append(f"its {name} are no list or tuple: they can't be known")
+    if not is_coroutine_function(handler) and not hasattr(handler, "_greenroom_awaits"):
         waits = any(isinstance(each, type) and _waits(each) for _, each in classes)
         # It is on a thread, which is parked while one of these is awaited.
         others = {*kind.http_method_names, *(getattr(view, "actions", None) or {}).values()}
@@ -569,8 +508,6 @@ def describe(view: Any, method: str) -> View:
         )
     if hasattr(handler, "_greenroom_awaits"):
         return View(coroutine=True, reasons=(f"its {method} is a @sync_view",))
-    classes += [(name.removesuffix("_class"), policy(name)) for name in PLAIN_ONLY if policy(name)]
-    reasons = []
     if getattr(kind, "_greenroom_on_thread", False):
         reasons.append("the view is marked @on_thread")
     return View(
@@ -591,7 +528,7 @@ def _handler(view: Any, method: str) -> Any:
         name = "get"
     if actions is not None:
         name = actions.get(name, name if name == "options" else "")
-    handler: Any = _find(view.cls, name) if name else None
+    handler: Any = find(view.cls, name) if name else None
     code = getattr(handler, "__code__", None)
     if code is not None and handler.__module__ == "rest_framework.decorators":
         # @api_view makes a plain handler, which calls the view.
@@ -613,7 +550,7 @@ def _operand_classes(classes: Any) -> Iterator[Any]:
 
 def _waits(kind: type) -> bool:
     names = (*PERMISSION, *THROTTLE, *AUTHENTICATION)
-    return bool(_coroutines(kind)) or any(_is_coroutine(kind, name) for name in names)
+    return bool(_coroutines(kind)) or any(is_coroutine_function(find(kind, n)) for n in names)
 
 
 def _overrides(kind: Any) -> Iterator[tuple[str, Any]]:
@@ -624,11 +561,12 @@ def _overrides(kind: Any) -> Iterator[tuple[str, Any]]:
         if each.__module__.startswith(("rest_framework.", "django.")) or each is object:
             continue
         for name, attribute in vars(each).items():
-            if name in handlers or not callable(_function(attribute)) or name.startswith("__"):
+            if name in handlers or not callable(function(attribute)) or name.startswith("__"):
                 continue
             if (
                 hasattr(base, name)
-                and isinstance(_function(attribute), FunctionType)
-                and not _is_coroutine_function(attribute)
+                and isinstance(function(attribute), FunctionType)
+                # What a coroutine makes is no more known.
+                and (name in POLICIES or not is_coroutine_function(attribute))
             ):
                 yield f"method {name}() of", each
