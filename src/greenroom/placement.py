@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from types import FunctionType
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -154,7 +155,7 @@ class Judge:
         if key not in kinds:
             kinds[key] = _most_restricted(described, named=method is None)
         coroutine, reasons = kinds[key]
-        return coroutine, [*self.of_view(view), *reasons]
+        return coroutine, [*self.of_view(view), *unknown_decorators(view), *reasons]
 
     def of_view(self, view: Any) -> list[str]:
         """What holds this one view on a thread."""
@@ -218,6 +219,41 @@ def _awaits(view: Any) -> bool:
     return any(hasattr(each, "_greenroom_awaits") for each in (view, *handlers))
 
 
+def unknown_decorators(view: Any) -> Iterator[str]:
+    """Plain code around a view that an integration describes.
+
+    `functools.wraps` gives a decorator's function all by which the view is known.
+    """
+    while view is not None:
+        if type(view) is not FunctionType:
+            yield f"the decorator {dotted_name(type(view))} {_UNKNOWN}"
+            return
+        module = view.__globals__.get("__name__", "")
+        if module in VIEW_MAKERS:
+            return
+        name = f"{module}.{view.__code__.co_qualname}"
+        if module == "django.utils.decorators":
+            middleware = _middleware_of(view)
+            reason = why_unsafe(middleware) if middleware is not None else _UNKNOWN
+        elif module in DECORATORS or _marked(view) or _is_named(name):
+            reason = None
+        else:
+            reason = _UNKNOWN
+        if reason is not None:
+            yield f"the decorator {name} {reason}"
+        view = getattr(view, "__wrapped__", None)
+
+
+def _middleware_of(view: Any) -> Any:
+    """That of a decorator which Django made of a middleware (`cache_page`)."""
+    functions = [cell.cell_contents for cell in view.__closure__ or ()]
+    for function in filter(inspect.isfunction, functions):
+        cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+        if "middleware" in cells:
+            return type(cells["middleware"].cell_contents)
+    return None
+
+
 def _most_restricted(
     described: tuple[tuple[str, integrations.View], ...], *, named: bool
 ) -> tuple[bool, list[str]]:
@@ -276,7 +312,7 @@ def atomic_aliases(view: Any) -> list[str]:
 def why_unsafe(code: Any) -> str | None:
     """None if `code` is known to be loop-safe; otherwise why it isn't."""
     name = dotted_name(code)
-    if _marked(code) or any(fnmatchcase(name, p) for p in conf.settings().loop_safe):
+    if _marked(code) or _is_named(name):
         return None
     if is_itself(code, name):
         if name in DJANGO:
@@ -284,7 +320,14 @@ def why_unsafe(code: Any) -> str | None:
             return check() if check is not None else None
         if name in OTHERS:
             return OTHERS[name].why_unsafe()
-    return "is not known to be loop-safe (mark it @loop_safe if it is)"
+    return _UNKNOWN
+
+
+_UNKNOWN = "is not known to be loop-safe (mark it @loop_safe if it is)"
+
+
+def _is_named(name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in conf.settings().loop_safe)
 
 
 def dotted_name(code: Any) -> str:
@@ -384,7 +427,7 @@ def _csrf() -> str | None:
     view = django_settings.CSRF_FAILURE_VIEW
     if view != "django.views.csrf.csrf_failure":
         return _called(view)
-    if any(fnmatchcase(view, p) for p in conf.settings().loop_safe):
+    if _is_named(view):
         return None
     try:
         get_template("403_csrf.html")
@@ -407,7 +450,7 @@ def _called(name: Any) -> str | None:
 
 def _session() -> str | None:
     engine = django_settings.SESSION_ENGINE
-    if any(fnmatchcase(engine, p) for p in conf.settings().loop_safe):
+    if _is_named(engine):
         return None
     if engine not in SESSION_ENGINES:
         return f"uses the session engine {engine}, which is not known to be loop-safe"
@@ -439,6 +482,14 @@ def _of_cache(alias: str) -> str | None:
     key_function = django_settings.CACHES.get(alias, {}).get("KEY_FUNCTION")
     return None if key_function is None else _called(key_function)
 
+
+# Modules of what makes view functions of classes.
+VIEW_MAKERS = frozenset({"django.views.generic.base", "rest_framework.viewsets"})
+
+# Modules of decorators that call no code of the project but the view.
+DECORATORS = frozenset(
+    f"django.views.decorators.{name}" for name in ("cache", "clickjacking", "csrf", "vary")
+)
 
 AUTHENTICATION_BACKENDS = frozenset(
     f"django.contrib.auth.backends.{name}"
