@@ -49,7 +49,7 @@ def test_as_without_us(runs: Runs[drf_suite.Run], database: str, name: str) -> N
             f"through ours, {run.on_loop} on the loop; {run.handlers_awaited} handlers awaited, "
             f"{run.others_awaited} others; {run.seconds:.0f} s"
         )
-    found = drf_suite.differences(stock, ours, database, name)
+    found = drf_suite.differences(stock, ours, database)
     assert not found, f"{len(found)} differences:\n\n" + "\n\n".join(found)
     # That all of this was really done by the stock code and ours, and where it should be.
     assert len(stock.outcomes) > 1600

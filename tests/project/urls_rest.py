@@ -6,7 +6,7 @@ import asyncio
 
 from django.contrib.auth.mixins import LoginRequiredMixin
 from django.db import transaction
-from django.http import HttpResponse
+from django.http import HttpResponse, StreamingHttpResponse
 from django.urls import include, path
 from django.views import View
 from django.views.decorators.cache import cache_page
@@ -16,7 +16,9 @@ from rest_framework import (
     exceptions,
     filters,
     generics,
+    metadata,
     mixins,
+    negotiation,
     pagination,
     parsers,
     permissions,
@@ -310,14 +312,70 @@ class Forgets(Open):
 
 class Versioning(versioning.QueryParameterVersioning):
     async def determine_version(self, request, *args, **kwargs):
+        await asyncio.sleep(0)
         return "1"
+
+
+class Negotiation(negotiation.DefaultContentNegotiation):
+    async def select_renderer(self, request, renderers, format_suffix=None):
+        await asyncio.sleep(0)
+        return super().select_renderer(request, renderers, format_suffix)
+
+
+class Metadata(metadata.SimpleMetadata):
+    async def determine_metadata(self, request, view):
+        await asyncio.sleep(0)
+        return {"about": view.get_view_name()}
 
 
 class Versioned(Open):
     versioning_class = Versioning
+    content_negotiation_class = Negotiation
+    metadata_class = Metadata
 
     async def get(self, request):
         return Response(request.version)
+
+
+class Dispatched(Open):
+    async def setup(self, request, *args, **kwargs):
+        await asyncio.sleep(0)
+        super().setup(request, *args, **kwargs)
+        self.seen = ["set up"]
+
+    async def dispatch(self, request, *args, **kwargs):
+        await asyncio.sleep(0)
+        self.seen.append("dispatched")
+        return super().dispatch(request, *args, **kwargs)
+
+    async def get(self, request):
+        return Response(self.seen)
+
+
+class Tells:
+    def tell(self):
+        raise NotImplementedError
+
+
+class Gathers(Tells, Open):
+    async def tell(self):
+        await asyncio.sleep(0)
+        return "awaited"
+
+    async def get(self, request):
+        told = await asyncio.gather(*(self.tell() for _ in range(2)))
+        told += await asyncio.gather(*[self.tell() for _ in range(2)])
+        task = asyncio.create_task(self.tell())
+        return Response([*told, await task, await self.tell()])
+
+
+class Streams(Gathers):
+    async def get(self, request):
+        async def parts():
+            for _ in range(2):
+                yield f"{await self.tell()}, "
+
+        return StreamingHttpResponse(parts())
 
 
 def policies(name, **given):
@@ -458,6 +516,54 @@ class Generic(generics.ListCreateAPIView):
     async def get_queryset(self):
         await asyncio.sleep(0)
         return STORE[:1]
+
+
+class Counted(pagination.LimitOffsetPagination):
+    default_limit = 2
+
+    async def get_count(self, queryset):
+        await asyncio.sleep(0)
+        return len(queryset)
+
+    async def get_paginated_response(self, data):
+        await asyncio.sleep(0)
+        return Response({"of": self.count, "page": [item["title"] for item in data]})
+
+
+class AsyncSearch(filters.SearchFilter):
+    async def get_search_fields(self, view, request):
+        await asyncio.sleep(0)
+
+
+class CountedItems(generics.ListAPIView):
+    authentication_classes = ()
+    permission_classes = ()
+    serializer_class = ItemSerializer
+    pagination_class = Counted
+    filter_backends = (AsyncSearch,)
+    queryset = STORE
+
+    def get_queryset(self):
+        return self.queryset
+
+    async def get(self, request, name):
+        if name == "by-super":
+            return super().get(request)
+        page = self.paginate_queryset(self.filter_queryset(self.get_queryset()))
+        return self.get_paginated_response(self.get_serializer(page, many=True).data)
+
+
+class NamedSerializer(serializers.Serializer):
+    doubled = serializers.SerializerMethodField(method_name="double")
+
+    async def double(self, number):
+        await asyncio.sleep(0)
+        return 2 * number
+
+
+class Named(Open):
+    async def get(self, request):
+        return Response(NamedSerializer([1, 2], many=True).data)
 
 
 class Browsable(Open):
@@ -650,6 +756,11 @@ urlpatterns = [
     path("denies/", Denies.as_view()),
     path("forgets/", Forgets.as_view()),
     path("versioned/", Versioned.as_view()),
+    path("gathers/", Gathers.as_view()),
+    path("streams/", Streams.as_view()),
+    path("dispatched/", Dispatched.as_view()),
+    path("counted/<name>/", CountedItems.as_view()),
+    path("named/", Named.as_view()),
     path("generic/", Generic.as_view()),
     path("browsable/", Browsable.as_view()),
     path("admin/", Admin.as_view()),

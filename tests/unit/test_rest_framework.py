@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import re
 import subprocess
@@ -161,6 +162,32 @@ def test_extra_actions(ask: Ask) -> None:
 def test_the_response_of_a_paginator(ask: Ask) -> None:
     code, answer = ask("/router/enveloped/?offset=1")
     assert (code, [item["id"] for item in answer["page"]]) == (200, [2, 3])
+
+
+def test_pages_of_a_coroutine_handler(ask: Ask) -> None:
+    """A paginator and a filter whose other methods are coroutines, called as they are."""
+    for name in ("called", "by-super"):
+        assert ask(f"/counted/{name}/") == (200, {"of": 5, "page": ["title 1", "title 2"]})
+
+
+def test_a_method_field_of_any_name(ask: Ask) -> None:
+    assert ask("/named/") == (200, [{"doubled": 2}, {"doubled": 4}])
+
+
+def test_versions_negotiation_and_metadata(ask: Ask) -> None:
+    assert ask("/versioned/") == (200, "1")
+    assert ask("/versioned/", "OPTIONS") == (200, {"about": "Versioned"})
+
+
+def test_tasks_and_streams_of_a_coroutine(rest: Site) -> None:
+    """They get the coroutine too."""
+    assert json.loads(rest.get("/gathers/").text) == ["awaited"] * 6
+    assert rest.get("/streams/").text == "awaited, awaited, "
+
+
+def test_an_async_dispatch_and_setup(ask: Ask) -> None:
+    assert ask("/dispatched/") == (200, ["set up", "dispatched"])
+    assert ask("/dispatched/", "POST") == (405, {"detail": 'Method "POST" not allowed.'})
 
 
 def test_an_exception_handler(ask: Ask) -> None:
@@ -443,6 +470,61 @@ def test_what_is_called_beneath_holds_the_view() -> None:
         assert "calls json.dumps" in reason(throttle_classes=[Burst])
 
 
+def test_decorators_around_a_view_are_judged() -> None:
+    from django.views.decorators.cache import cache_page, never_cache
+
+    def reason(view: Any, *loop_safe: str) -> str:
+        with Site("auto", **SETTINGS, GREENROOM={"LOOP_SAFE": [*loop_safe]}) as site:
+            placement = site.app.handler.judge.place(view, "GET")
+            assert placement.coroutine
+            return str(placement.reason)
+
+    def around(view: Any) -> Any:
+        @functools.wraps(view)
+        def inner(request: Any) -> Any:
+            return view(request)
+
+        return inner
+
+    class Around:
+        """As tools that trace put in the place of a view."""
+
+        def __init__(self, view: Any) -> None:
+            self.view = view
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.view, name)
+
+        def __call__(self, request: Any) -> Any:
+            return self.view(request)
+
+    view = urls_rest.Both.as_view()
+    assert reason(never_cache(cache_page(60)(view))) == ""
+    name = f"{__name__}.test_decorators_around_a_view_are_judged.<locals>.around.<locals>.inner"
+    assert reason(around(view)).startswith(f"the decorator {name} is not known")
+    assert name in reason(never_cache(around(view)))
+    assert reason(around(view), f"{__name__}.*.inner") == ""
+    # The name of what is around is not that of the view.
+    assert name in reason(around(view), "project.*")
+    assert "Around is not known" in reason(Around(view))
+
+
+def test_policies_that_are_made_by_code_hold_the_view() -> None:
+    class Made(urls_rest.Policies):
+        @property
+        def permission_classes(self) -> Any:
+            return [urls_rest.No]
+
+        async def get_throttles(self) -> Any:
+            return []
+
+    with Site("auto", **SETTINGS, GREENROOM={"LOOP_SAFE": []}) as site:
+        reason = site.app.handler.judge.place(Made.as_view(), "GET").reason
+    assert "its permission_classes are no list or tuple" in reason
+    assert "the method get_throttles() of" in reason
+    assert Made.as_view()(APIRequestFactory().get("/")).status_code == 403
+
+
 def test_without_a_method_the_most_restricted_is_named() -> None:
     assert place("/both/").on_loop
     assert place("/no/").reason == "POST: its POST is a plain function"
@@ -575,16 +657,19 @@ def test_the_schema_is_that_of_plain_handlers() -> None:
     spectacular = pytest.importorskip("drf_spectacular.generators")
     from django.urls import path
     from drf_spectacular.openapi import AutoSchema
-    from rest_framework import serializers, viewsets
+    from rest_framework import generics, serializers, viewsets
     from rest_framework.response import Response
     from rest_framework.routers import SimpleRouter
     from rest_framework.views import APIView
 
-    class ItemSerializer(serializers.Serializer):  # type: ignore[type-arg]
-        title = serializers.CharField()
-
-    def schema(kind: str) -> Any:
+    def schema(kind: str, public: bool) -> Any:
         source = f"""
+class ItemSerializer(serializers.Serializer):
+    title = serializers.CharField()
+    length = serializers.SerializerMethodField()
+    {kind} get_length(self, item) -> int:
+        return 1
+
 class Items(viewsets.GenericViewSet):
     schema = AutoSchema()
     serializer_class = ItemSerializer
@@ -595,6 +680,16 @@ class Items(viewsets.GenericViewSet):
         return Response([])
     {kind} create(self, request):
         return Response({{}})
+
+class Generic(generics.ListCreateAPIView):
+    schema = AutoSchema()
+    {kind} get_queryset(self):
+        return []
+    {kind} get_serializer_class(self):
+        return ItemSerializer
+    {kind} get(self, request):
+        "All of them, too."
+        return Response([])
 
 class Single(APIView):
     schema = AutoSchema()
@@ -609,19 +704,23 @@ class Single(APIView):
             "viewsets": viewsets,
             "APIView": APIView,
             "AutoSchema": AutoSchema,
-            "ItemSerializer": ItemSerializer,
             "Response": Response,
+            "generics": generics,
+            "serializers": serializers,
         }
         exec(compile(source, kind, "exec"), names)
         router = SimpleRouter()
         router.register("items", names["Items"], basename="items")
-        patterns = [*router.urls, path("one/", names["Single"].as_view())]
-        return spectacular.SchemaGenerator(patterns=patterns).get_schema(None, public=False)
+        single, generic = names["Single"].as_view(), names["Generic"].as_view()
+        patterns = [*router.urls, path("one/", single), path("generic/", generic)]
+        return spectacular.SchemaGenerator(patterns=patterns).get_schema(None, public=public)
 
     with override_settings(ROOT_URLCONF="project.urls_rest"):
-        plain, coroutines = schema("def"), schema("async def")
-    assert len(plain["paths"]) == 2
-    assert coroutines == plain
+        for public in (True, False):
+            plain, coroutines = schema("def", public), schema("async def", public)
+            assert len(plain["paths"]) == 3
+            assert plain["paths"]["/generic/"]["get"]["description"] == "All of them, too."
+            assert coroutines == plain
 
 
 def test_the_documentation() -> None:
