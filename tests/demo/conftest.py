@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,12 +57,31 @@ def site(serve):
 @pytest.fixture(scope="session")
 def serve(tmp_path_factory):
     """A function: `with serve(MONTAGE_…="…") as site`."""
-    return lambda **settings: serving(tmp_path_factory.mktemp("montage"), **settings)
+    filled = []
+
+    def serve(**settings):
+        directory = tmp_path_factory.mktemp("montage")
+        env = environment(directory, settings)
+        if "MONTAGE_POSTGRESQL" in env:
+            fill(env)
+        else:
+            if not filled:
+                made = environment(tmp_path_factory.mktemp("filled"), {})
+                fill(made)
+                filled.append(made["MONTAGE_DATABASE"])
+            shutil.copy(filled[0], env["MONTAGE_DATABASE"])
+        return serving(directory, env)
+
+    return serve
 
 
-@contextlib.contextmanager
-def serving(directory, **settings):
-    """A site of its own, with what is in `settings` in its environment."""
+def fill(env):
+    manage(env, "migrate", "--verbosity=0")
+    manage(env, "fill")
+
+
+def environment(directory, settings):
+    """Of a site of its own in this directory, with what is in `settings`."""
     env = {
         name: value
         for name, value in os.environ.items()
@@ -73,9 +93,11 @@ def serving(directory, **settings):
         "MONTAGE_MEDIA": str(directory / "media"),
         "MONTAGE_SECRET_KEY": "the tests leave no file in the checkout",
     }
-    env |= settings
-    manage(env, "migrate", "--verbosity=0")
-    manage(env, "fill")
+    return env | settings
+
+
+@contextlib.contextmanager
+def serving(directory, env):
     log = directory / "log"
     with log.open("w") as output:
         server = subprocess.Popen(
