@@ -305,6 +305,13 @@ class Turns(Turn):
         """Whether the code here is in a block that is open."""
         return self._block() is not None
 
+    def was_left_open(self) -> bool:
+        """Whether the code here is in a block that is open, or was ended from without."""
+        block = self.entered()
+        while block is not None and not (block.open or block.aborted):
+            block = block.parent
+        return block is not None
+
     def is_inside(self) -> bool:
         """Whether the code here is in the innermost block."""
         return self.innermost is self._block()

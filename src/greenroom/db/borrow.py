@@ -215,6 +215,7 @@ class Wrappers:
         self.__dict__["_original"] = original
 
     def __getattr__(self, alias: str) -> Any:
+        _refuse_beneath_a_dead_block(alias)
         scope = current()
         if scope is None:
             return getattr(self.__dict__["_original"], alias)
@@ -248,10 +249,6 @@ def create_connection(original: Callable[..., Any], handler: Any, alias: str) ->
         return original(handler, alias)
     settings = handler.settings[alias]
     reason = _why_not(settings["ENGINE"], str(settings["NAME"]))
-    for _, entered in entered_blocks.get():
-        if entered.alias == alias and isinstance(entered, Wrapper) and entered.has_ended():
-            # Beneath its block, which was rolled back, nothing must be committed.
-            raise entered.turns.aborted()
     made = _class_of(settings["ENGINE"]) if reason is None else None
     if made is None:
         if reason is not None and asyncio._get_running_loop() is not None:
@@ -263,6 +260,21 @@ def create_connection(original: Callable[..., Any], handler: Any, alias: str) ->
         # It may be the coroutine that asks for it first: it is the thread's all the same.
         wrapper._thread_ident = scope.thread
     return wrapper
+
+
+def _refuse_beneath_a_dead_block(alias: str) -> None:
+    """Where a block was rolled back with its request, what follows in it must not be committed.
+
+    On a thread that was given up, too, which goes on.
+    """
+    for _, entered in entered_blocks.get():
+        if (
+            entered.alias == alias
+            and isinstance(entered, Wrapper)
+            and entered.has_ended()
+            and entered.turns.was_left_open()
+        ):
+            raise entered.turns.aborted()
 
 
 def _refused(alias: str) -> Exception:

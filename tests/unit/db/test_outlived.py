@@ -1,17 +1,24 @@
-"""What is left of a request when it has ended: child tasks, cursors."""
+"""What is left of a request when it has ended: child tasks, threads, cursors."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 from typing import Any
 
 import pytest
-from django.db import DatabaseError, connection
+from asgiref.sync import sync_to_async
+from django.db import DatabaseError, connection, connections, transaction
 
+import greenroom
 from greenroom import bridged
 from greenroom.db import borrow
 from project.shop.models import Customer
+
+
+def names() -> list[str]:
+    return sorted(Customer.objects.values_list("name", flat=True))
 
 
 def lent() -> int:
@@ -72,3 +79,70 @@ def test_a_cursor_that_is_collected_late_closes_nothing(database: Any) -> None:
         await ask(others)
 
     database.run(main, "loop", GREENROOM={"DB_MAX_CONNECTIONS": 1})
+
+
+@pytest.mark.parametrize("how", ["sync_to_async", "not thread-sensitive", "to_thread"])
+def test_a_block_of_a_thread_that_was_given_up_is_never_torn(database: Any, how: str) -> None:
+    """Its request was cancelled, and the thread goes on: all of the block, or nothing."""
+    begun, go_on, done = threading.Event(), threading.Event(), threading.Event()
+
+    def block() -> None:
+        try:
+            with transaction.atomic():
+                Customer.objects.create(name="before")
+                begun.set()
+                assert go_on.wait(10)
+                Customer.objects.create(name="after")
+        except DatabaseError:
+            pass
+        finally:
+            connections.close_all()
+            done.set()
+
+    async def view(request: Any) -> None:
+        if how == "to_thread":
+            await asyncio.to_thread(block)
+        else:
+            await sync_to_async(block, thread_sensitive=how == "sync_to_async")()
+
+    async def main(ask: Any) -> None:
+        task = asyncio.create_task(ask(view))
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.wait([task])
+        go_on.set()
+        while not done.is_set():
+            await asyncio.sleep(0.001)
+
+    database.run(main)
+    assert names() in ([], ["after", "before"])
+
+
+def test_a_task_that_was_started_in_a_block_and_outlives_its_request(
+    database: Any, placement: str
+) -> None:
+    """The block has ended, as it should: what the task then does is its own."""
+    tasks: list[asyncio.Task[None]] = []
+
+    async def main(ask: Any) -> None:
+        gate = asyncio.Event()
+
+        async def later() -> None:
+            await gate.wait()
+            await Customer.objects.acreate(name="late")
+            async with greenroom.atomic():
+                await Customer.objects.acreate(name="late too")
+
+        async def view(request: Any) -> None:
+            async with greenroom.atomic():
+                await Customer.objects.acreate(name="in time")
+                async with greenroom.atomic():
+                    tasks.append(asyncio.create_task(later()))
+
+        await ask(view)
+        gate.set()
+        await tasks[0]
+
+    database.run(main, placement)
+    assert names() == ["in time", "late", "late too"]
