@@ -77,9 +77,11 @@ private, relied on                     for
 `._read_only`, `._deferrable`,         session, and must not reach the next request
 `._begin_statement`,
 `._notice_handlers`,
-`._notify_handlers`,
+`._notify_handlers`, `._adapters`,
 `._notifies_backlog`, `Cursor._conn`,
 `errors._WaitTimeout`
+`Cursor._execute_gen` …                of psycopg: the names of the generators that
+                                       send statements, to see those of other cursors
 `ServerCursorMixin._described`,        whether a server-side cursor exists in the
 `._withhold`, `._name`                 server
 =====================================  ==========================================

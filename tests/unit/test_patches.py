@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -191,12 +192,21 @@ def test_psycopg() -> None:
     base = inspect.getsource(_connection_base)
     for name in ("_isolation_level", "_read_only", "_deferrable", "_begin_statement", "_pipeline"):
         assert f"self.{name}" in base, name
-    for name in ("_notice_handlers", "_notify_handlers", "_prepared"):
+    for name in ("_notice_handlers", "_notify_handlers", "_prepared", "_adapters"):
         assert f"self.{name}" in base, name
     server = inspect.getsource(inspect.getmodule(psycopg.ServerCursor.__mro__[1]))  # type: ignore[arg-type]
     for name in ("_described", "_withhold", "_name"):
         assert f"self.{name}" in server, name
     assert "self.lock = Lock()" in source
+    # Statements are sent by these.
+    from greenroom.db.postgresql import _STATEMENTS
+
+    methods = psycopg.Cursor.execute, psycopg.ServerCursor.execute
+    files = {inspect.unwrap(each).__code__.co_filename for each in methods}
+    sent = "".join(Path(file).read_text().partition("class Async")[0] for file in files)
+    called = set(re.findall(r"self\.(_\w+_gen(?:_\w+)?)\(", sent))
+    fetching = {"_close_gen", "_describe_gen", "_fetch_gen", "_scroll_gen", "_stream_fetchone_gen"}
+    assert called - fetching == _STATEMENTS
     returns = inspect.getsource(DatabaseWrapper._close)
     assert "self.connection._pool.putconn(self.connection)" in returns
 

@@ -481,17 +481,22 @@ class Wrapper:
 
     def connect(self) -> None:
         with self.turns:
-            self._remember()
+            lent = None
+            if self.borrows:
+                if self.connection is not None:
+                    # Django would forget that it has one.
+                    bridge.shielded(self._close_in_turn)
+                # Not shielded: it may have to wait for a free one.
+                lent = self._lent = self._borrow()
             self.lease += 1
             try:
-                if self.borrows:
-                    # Not shielded: it may have to wait for a free one.
-                    self._lent = self._borrow()
                 bridge.shielded(super().connect)  # type: ignore[misc]
             finally:
-                lent, self._lent = self._lent, None
-                if lent is not None:
+                self._lent = None
+                if lent is not None and self.connection is None:
                     lent._pool.give_back(lent)
+                # Now: what was called meanwhile may have waited for something else.
+                self._remember()
 
     def close(self) -> None:
         with self.turns:
@@ -508,10 +513,11 @@ class Wrapper:
         if not self.borrows:
             super().close_if_unusable_or_obsolete()  # type: ignore[misc]
         elif self.connection is not None and not self.in_atomic_block:
-            if self.autocommit:
-                self.close()
-            else:
+            if not self.autocommit:
                 self.end()
+            elif self.scope.own or not self.connection.session_state:  # type: ignore[union-attr]
+                # Otherwise the request goes on with what it has set in its session.
+                self.close()
 
     def commit(self) -> None:
         with self.turns:

@@ -62,7 +62,10 @@ class Connection(Protocol):
         """Whether the next request would find it as if new. Does no I/O."""
 
     def is_idle(self) -> bool:
-        """Whether it may be given back while its request goes on: it may want cleaning."""
+        """Whether it may be given back while its request goes on.
+
+        It may want cleaning, or be broken.
+        """
 
     def is_alive(self) -> bool:
         """Whether it is still connected, as far as is known without asking."""

@@ -9,15 +9,19 @@ from the loop and from threads.
 
 Cancelled while a statement runs, the statement is cancelled in the server, and
 what it still answers is read, for up to `CANCEL` seconds; after that the
-connection is closed.
+connection is closed. It is cancelled again and again: psycopg may go on to the
+statement, when it was the BEGIN before it that was cancelled.
 
 Closing a server-side cursor never waits: generators close theirs when they are
 collected, at any moment. Its CLOSE is sent before the next statement.
 
 A statement that makes state of the session (a `SET`, a `LISTEN`, a temporary
 table…) is found in its text, generously: what is held for one only looks like it
-costs a reset, at the end of the request. The state that a function of the server
-makes is not seen: that wants ``DB_LEASE = "request"``.
+costs a reset, at the end of the request. A cursor that was not made by the
+connection's `cursor` is taken to make some. The state that a function of the server
+makes is not seen, nor what is sent by the connection's `pgconn`: that wants
+``DB_LEASE = "request"``, by which each request ends with a reset. What can be set
+on the connection object is as it was made when it is lent.
 """
 
 from __future__ import annotations
@@ -27,18 +31,20 @@ import logging
 import re
 import select
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, TypeVar
 
 import psycopg
 from django.db.backends.postgresql.base import DatabaseWrapper, psycopg_version
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
-from psycopg import errors, pq, waiting
+from psycopg import capabilities, errors, pq, waiting
+from psycopg.adapt import AdaptersMap
 from psycopg.conninfo import conninfo_attempts_async, conninfo_to_dict
 from psycopg.sql import Composable
 
-from greenroom import bridge
+from greenroom import bridge, conf
 from greenroom.errors import BridgeError
 from greenroom.turns import Turn
 
@@ -49,8 +55,12 @@ T = TypeVar("T")
 
 logger = logging.getLogger("greenroom.db")
 
-# Seconds that the server gets to cancel a statement.
+# Seconds that the server gets to cancel a statement, and after which it is asked again.
 CANCEL = 5.0
+AGAIN = 0.2
+
+# What a statement makes: state that DISCARD ALL resets, or that lasts as long as the session.
+RESETTABLE, LASTING = 1, 2
 
 IDLE, INTRANS, ACTIVE = (
     pq.TransactionStatus.IDLE,
@@ -66,7 +76,10 @@ class WaitingConnection(psycopg.Connection[Any]):
         super().__init__(*args, **kwargs)
         self.holder: Any = None
         self.made_at = time.monotonic()
-        self.session_state = False
+        self.session_state = 0
+        # How many cursors are running statements that were looked at.
+        self.watched = 0
+        self._as_made: tuple[Any, ...] = ()
         # What ends the waits for its socket that are under way, on the loop.
         self._watches: set[_Watch] = set()
         # An error on it may mean that it is broken.
@@ -99,6 +112,37 @@ class WaitingConnection(psycopg.Connection[Any]):
         cursor.__class__ = _watched(kind)
         return cursor
 
+    def remember_as_made(self) -> None:
+        """Note what `as_made` is to set again."""
+        self._as_made = (
+            self.row_factory,
+            self.cursor_factory,
+            self.server_cursor_factory,
+            self.prepare_threshold,
+            self.prepared_max,
+            self._adapters,
+        )
+
+    def as_made(self) -> None:
+        """Forget what was set on the object, and not in its session."""
+        *plain, adapters = self._as_made
+        (
+            self.row_factory,
+            self.cursor_factory,
+            self.server_cursor_factory,
+            self.prepare_threshold,
+            self.prepared_max,
+        ) = plain
+        self._adapters = AdaptersMap(adapters)
+        self._isolation_level = self._read_only = self._deferrable = None
+        self._begin_statement = b""
+        self._notice_handlers.clear()
+        self._notify_handlers.clear()
+        # Since psycopg 3.2.4.
+        backlog = getattr(self, "_notifies_backlog", None)
+        if backlog:
+            backlog.clear()
+
     def wait(
         self, gen: Generator[Any, Any, T], interval: float = 0.1, timeout: float | None = None
     ) -> T:
@@ -108,6 +152,8 @@ class WaitingConnection(psycopg.Connection[Any]):
                 "This connection was given back, and is another request's: take it from "
                 "django.db.connection where it is used, and don't keep it."
             )
+        if not self.watched and getattr(gen, "__name__", "") in _STATEMENTS:
+            self.session_state = max(self.session_state, RESETTABLE)
         if not bridge.in_bridge():
             return super().wait(gen, **_limits(interval, timeout))
         try:
@@ -135,14 +181,25 @@ class WaitingConnection(psycopg.Connection[Any]):
         super().close()
 
     def _cancel(self, gen: Generator[Any, Any, Any]) -> None:
-        try:
-            self._try_cancel(timeout=CANCEL)
-            self._wait(_resumed(gen), CANCEL)
-        except errors.QueryCanceled:
-            pass
-        except psycopg.Error as exc:
-            logger.warning("A statement could not be cancelled, its connection is closed: %s", exc)
-            self.pgconn.finish()
+        late = time.monotonic() + CANCEL
+        while True:
+            if capabilities.has_cancel_safe():
+                self._try_cancel(timeout=CANCEL)
+            else:
+                # That of libpq before 17 blocks.
+                bridge.await_(asyncio.to_thread(self._try_cancel, timeout=CANCEL))
+            try:
+                self._wait(_resumed(gen), AGAIN)
+            except errors.QueryCanceled:
+                pass
+            except psycopg.Error as exc:
+                if isinstance(exc, _WaitTimeout) and time.monotonic() < late:
+                    continue
+                logger.warning(
+                    "A statement could not be cancelled, its connection is closed: %s", exc
+                )
+                self.pgconn.finish()
+            return
 
     # For the pool.
 
@@ -164,10 +221,12 @@ class WaitingConnection(psycopg.Connection[Any]):
         return self.is_idle() and not self.suspect and not self.closed_cursors
 
     def is_idle(self) -> bool:
-        return (
+        if self.session_state:
+            # Also when it is lost: the request must not go on without.
+            return False
+        return self.pgconn.status != pq.ConnStatus.OK or (
             self.pgconn.transaction_status == IDLE
             and self._autocommit
-            and not self.session_state
             and not self.open_cursors
             and self._pipeline is None
             and self.lock.holder is None  # type: ignore[attr-defined]
@@ -179,13 +238,13 @@ class WaitingConnection(psycopg.Connection[Any]):
         """Look at a statement before it is sent, and close what was closed."""
         if self.closed_cursors:
             self.close_cursors()
-        if not self.session_state:
+        if self.session_state != LASTING:
             if isinstance(query, bytes):
                 query = query.decode("utf-8", "replace")
             elif isinstance(query, Composable):
                 query = query.as_string(self)
-            if not isinstance(query, str) or makes_session_state(query):
-                self.session_state = True
+            state = makes_session_state(query) if isinstance(query, str) else RESETTABLE
+            self.session_state = max(self.session_state, state)
 
     def close_cursors(self) -> None:
         """Send the CLOSE of those that still exist: some end with their transaction."""
@@ -339,20 +398,30 @@ class _Watched:
     _conn: Any
 
     def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-        self._conn.watch(query)
-        return super().execute(query, *args, **kwargs)  # type: ignore[misc]
+        with self._watching(query):
+            return super().execute(query, *args, **kwargs)  # type: ignore[misc]
 
     def executemany(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-        self._conn.watch(query)
-        return super().executemany(query, *args, **kwargs)  # type: ignore[misc]
+        with self._watching(query):
+            return super().executemany(query, *args, **kwargs)  # type: ignore[misc]
 
-    def copy(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
-        self._conn.watch(statement)
-        return super().copy(statement, *args, **kwargs)  # type: ignore[misc]
+    @contextmanager
+    def copy(self, statement: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        with self._watching(statement), super().copy(statement, *args, **kwargs) as copy:  # type: ignore[misc]
+            yield copy
 
-    def stream(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+    def stream(self, query: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        with self._watching(query):
+            yield from super().stream(query, *args, **kwargs)  # type: ignore[misc]
+
+    @contextmanager
+    def _watching(self, query: Any) -> Iterator[None]:
         self._conn.watch(query)
-        return super().stream(query, *args, **kwargs)  # type: ignore[misc]
+        self._conn.watched += 1
+        try:
+            yield
+        finally:
+            self._conn.watched -= 1
 
 
 class _ServerSide(_Watched):
@@ -394,39 +463,77 @@ class _ServerSide(_Watched):
 def _watched(factory: type) -> Any:
     if issubclass(factory, _Watched):
         return factory
-    return type(factory.__name__, (_Watched, factory), {"__slots__": ()})
-
-
-@lru_cache(maxsize=64)
-def _server_side(kind: type) -> Any:
-    return type(kind.__name__, (_ServerSide, kind), {"__slots__": ()})
+    first = _ServerSide if issubclass(factory, psycopg.ServerCursor) else _Watched
+    return type(factory.__name__, (first, factory), {"__slots__": ()})
 
 
 # State of the session.
 
-_BLANK = r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*"
-_STATE = re.compile(
-    rf"""
-    # A statement that begins with one of these words,
-    (?:^|;){_BLANK}(?:
-        SET\b(?!\s+(?:LOCAL|TRANSACTION|CONSTRAINTS)\b)
-        | RESET\b | LISTEN\b | UNLISTEN\b | PREPARE\b(?!\s+TRANSACTION\b) | DISCARD\b | LOAD\b
-        | DECLARE\b | DO\b | CALL\b | DEALLOCATE\b
-    )
-    # or has one of these anywhere.
-    | \bset_config\b(?!\s*\([^(),]+,[^(),]+,\s*true\s*\))
-    | \bpg_(?:try_)?advisory_(?:lock|unlock)
-    | \b(?:TEMP|TEMPORARY)\b | \bpg_temp\b
-    | \bdblink_connect | \blo_open\b
-    """,
-    re.IGNORECASE | re.VERBOSE | re.DOTALL,
+# psycopg's generators that send a statement of somebody's.
+_STATEMENTS = frozenset(
+    {
+        "_declare_gen",
+        "_execute_gen",
+        "_executemany_gen_no_pipeline",
+        "_executemany_gen_pipeline",
+        "_start_copy_gen",
+        "_stream_send_gen",
+    }
 )
+
+# How a statement begins. It may be one of several, and stand after comments, some within others.
+_BEGINS = re.compile(
+    r"""
+    (?>(?:\s|--[^\n]*(?:\n|$))*)(?:
+        (?P<lasting> load\b | set\s+(?:session\s+)?seed\b)
+        | set\b(?!\s+(?:local|transaction|constraints)\b)
+        | reset\b | listen\b | unlisten\b | prepare\b(?!\s+transaction\b) | discard\b
+        | declare\b | do\b | call\b | deallocate\b
+    )
+    """,
+    re.VERBOSE,
+)
+_ARGUMENT = r"\s*(?:%s|%\(\w+\)s|\$\d+|\w[\w.]*|'[^'\\]*')(?:::\w+)?\s*"
+# What may stand anywhere in it. (What is quoted is the name of a column.)
+_HAS = re.compile(
+    rf"""
+    (?P<lasting> dblink_connect | \bsetseed\b)
+    | \bset_config\b(?!\s*\({_ARGUMENT},{_ARGUMENT},\s*true\s*\))
+    | \bset_limit\b | \bpg_settings\b
+    | \bpg_(?:try_)?advisory_(?:lock|unlock)
+    | (?<!")\b(?:temp|temporary)\b(?!") | \bpg_temp
+    | \blo_open\b
+    """,
+    re.VERBOSE,
+)
+_WORDS = (
+    "advisory_",
+    "dblink_connect",
+    "lo_open",
+    "pg_settings",
+    "set_config",
+    "set_limit",
+    "setseed",
+    "temp",
+)
+
+# Characters of a statement up to which what was found is kept.
+_KEPT = 4096
+
+
+def makes_session_state(statement: str) -> int:
+    """Whether what follows a statement on its connection may depend on it, and how long."""
+    return (_found if len(statement) <= _KEPT else _found.__wrapped__)(statement)
 
 
 @lru_cache(maxsize=4096)
-def makes_session_state(statement: str) -> bool:
-    """Whether what follows a statement on its connection may depend on it."""
-    return _STATE.search(statement) is not None
+def _found(statement: str) -> int:
+    text = statement.lower()
+    # This is fast where there is nothing: a statement may be long.
+    found = [_BEGINS.match(each) for each in text.replace("*/", ";").split(";")]
+    if any(word in text for word in _WORDS):
+        found += _HAS.finditer(text)
+    return max((LASTING if each["lasting"] else RESETTABLE for each in found if each), default=0)
 
 
 # The wrapper.
@@ -469,11 +576,12 @@ class PostgreSQL(borrow.Wrapper):
             except BaseException:
                 connection.close()
                 raise
+            connection.remember_as_made()
             return connection
 
         def configure(connection: Any) -> None:
             self._configure_connection(connection)  # type: ignore[attr-defined]
-            connection.session_state = False
+            connection.session_state = 0
 
         def check(connection: Any) -> bool:
             try:
@@ -483,8 +591,11 @@ class PostgreSQL(borrow.Wrapper):
             return True
 
         def clean(connection: Any) -> None:
-            if connection.pgconn.transaction_status == ACTIVE:
-                # Nobody knows what it is doing.
+            if (
+                connection.pgconn.transaction_status == ACTIVE
+                or connection.session_state == LASTING
+            ):
+                # Nobody knows what it is doing, or all that it would do differently.
                 connection.close()
                 return
             # Those that somebody still refers to close nothing from here on.
@@ -527,9 +638,9 @@ class PostgreSQL(borrow.Wrapper):
 
     def create_cursor(self, name: str | None = None) -> Any:
         cursor = super().create_cursor(name)  # type: ignore[misc]
-        if name:
-            kind: Any = type(cursor)
-            cursor.__class__ = _server_side(kind)
+        # A named one is made without `WaitingConnection.cursor`.
+        kind: Any = type(cursor)
+        cursor.__class__ = _watched(kind)
         return cursor
 
 
@@ -547,13 +658,8 @@ class _Lender:
 
     def getconn(self) -> Any:
         connection = self._wrapper.borrow()
-        # What the last one may have set on the object, and not in the session.
-        connection._isolation_level = connection._read_only = connection._deferrable = None
-        connection._begin_statement = b""
-        connection._notice_handlers.clear()
-        connection._notify_handlers.clear()
-        # Since psycopg 3.2.4.
-        backlog = getattr(connection, "_notifies_backlog", None)
-        if backlog:
-            backlog.clear()
+        # What the last one may have set.
+        connection.as_made()
+        if conf.settings().db_lease_of(self._wrapper.alias) == "request":
+            connection.session_state = RESETTABLE
         return connection

@@ -49,9 +49,22 @@ T = TypeVar("T")
 
 logger = logging.getLogger("greenroom.db")
 
+# Seconds after which a statement is interrupted again: SQLite forgets it where none has begun.
+AGAIN = 0.02
+
 # Rows that are fetched with a statement: one more than Django takes at a time, so
 # that the end of a small result is known.
 AHEAD = 101
+
+
+def _makes_state(name: str) -> Any:
+    """A method after which the connection is not as another request would want it."""
+
+    def method(self: WaitingConnection, *args: Any, **kwargs: Any) -> Any:
+        self.session_state = True
+        return getattr(super(WaitingConnection, self), name)(*args, **kwargs)
+
+    return method
 
 
 class WaitingConnection(sqlite3.Connection):
@@ -75,11 +88,7 @@ class WaitingConnection(sqlite3.Connection):
 
     def call(self, fn: Callable[..., T], *args: Any) -> T:
         """Run `fn(*args)`, which uses this connection, where it blocks nobody."""
-        if borrow.is_lent_elsewhere(self.holder):
-            raise sqlite3.ProgrammingError(
-                "This connection was given back, and is another request's: take it from "
-                "django.db.connection where it is used, and don't keep it."
-            )
+        self._refuse_others()
         if self._closed:
             # By then, or soon, on its thread, which takes no more calls.
             raise sqlite3.ProgrammingError("Cannot operate on a closed database.")
@@ -89,8 +98,16 @@ class WaitingConnection(sqlite3.Connection):
             self._driver = _Driver()
         return self._driver.call(self, fn, args)
 
+    def _refuse_others(self) -> None:
+        if borrow.is_lent_elsewhere(self.holder):
+            raise sqlite3.ProgrammingError(
+                "This connection was given back, and is another request's: take it from "
+                "django.db.connection where it is used, and don't keep it."
+            )
+
     def run(self, statement: str, fn: Callable[..., T], *args: Any) -> T:
         """`call`, for a statement: in its turn, if it writes."""
+        self._refuse_others()
         kind = _kind(statement)
         if kind is not _READS and not self._writes and self._queues(kind):
             self.writers.take()
@@ -113,6 +130,10 @@ class WaitingConnection(sqlite3.Connection):
         if self._writes and not self.in_transaction:
             self._writes = False
             self.writers.release()
+
+    def as_made(self) -> None:
+        """Forget what was set on the object."""
+        self.row_factory, self.text_factory = None, str
 
     # What the driver does.
 
@@ -139,6 +160,15 @@ class WaitingConnection(sqlite3.Connection):
             self.call(super().rollback)
         finally:
             self._after()
+
+    create_aggregate = _makes_state("create_aggregate")
+    create_collation = _makes_state("create_collation")
+    create_function = _makes_state("create_function")
+    create_window_function = _makes_state("create_window_function")
+    enable_load_extension = _makes_state("enable_load_extension")
+    set_authorizer = _makes_state("set_authorizer")
+    set_progress_handler = _makes_state("set_progress_handler")
+    set_trace_callback = _makes_state("set_trace_callback")
 
     def backup(self, *args: Any, **kwargs: Any) -> None:
         parent = super().backup
@@ -168,7 +198,7 @@ class WaitingConnection(sqlite3.Connection):
         return self.is_idle() and not self.suspect
 
     def is_idle(self) -> bool:
-        return not (self._closed or self.in_transaction or self.session_state or self.unread)
+        return not self.session_state and (self._closed or not (self.in_transaction or self.unread))
 
 
 class _Cursor(sqlite3.Cursor):
@@ -301,6 +331,12 @@ class _Job:
         if not self.future.done():
             self.future.set_result(None)
 
+    def interrupt(self, connection: Any) -> None:
+        """Until it is done: the thread may not have come to it yet."""
+        if not self.done:
+            connection.interrupt()
+            self.loop.call_later(AGAIN, self.interrupt, connection)
+
     def wait(self) -> None:
         while not self.done:
             self.future = self.loop.create_future()
@@ -321,8 +357,8 @@ class _Driver:
             bridge.pause(job.future)
         except BaseException:
             if not job.done:
-                connection.interrupt()
                 connection.suspect = True
+                job.interrupt(connection)
                 # Thrown away, nothing can be waited for: what follows on its thread comes after.
                 with suppress(BridgeError):
                     bridge.shielded(job.wait)
@@ -392,17 +428,27 @@ _READS, _WRITES, _BEGINS, _BEGINS_WRITING, _STATE, _ENDS = (
     "ends",
 )
 
+# Characters of a statement up to which its kind is kept.
+_KEPT = 4096
+
 _COMMENTS = re.compile(r"^(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/|;)*", re.DOTALL)
+_CHANGES = re.compile(r"\b(?:INSERT|UPDATE|DELETE|REPLACE)\b", re.IGNORECASE)
 _TEMPORARY = re.compile(r"\btemp(?:orary)?\b", re.IGNORECASE)
 
 
-@lru_cache(maxsize=4096)
 def _kind(statement: str) -> str:
     """What a statement does, by its first words."""
+    return (_kind_of if len(statement) <= _KEPT else _kind_of.__wrapped__)(statement)
+
+
+@lru_cache(maxsize=4096)
+def _kind_of(statement: str) -> str:
     words = _COMMENTS.sub("", statement).split(None, 2)
     first = words[0].upper().rstrip(";") if words else ""
     match first:
         case "SELECT" | "EXPLAIN" | "VALUES":
+            return _READS
+        case "WITH" if not _CHANGES.search(statement):
             return _READS
         case "SAVEPOINT" | "RELEASE" | "ROLLBACK" | "COMMIT" | "END" | "":
             return _ENDS
@@ -425,7 +471,7 @@ class SQLite(borrow.Wrapper):
 
     @classmethod
     def why_not(cls, name: str) -> str | None:
-        if name == ":memory:" or "mode=memory" in name:
+        if ":memory:" in name or "mode=memory" in name:
             return "is in memory, where connections don't share it"
         return None
 
@@ -463,7 +509,9 @@ class SQLite(borrow.Wrapper):
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         if not self.borrows:
             return super().get_new_connection(conn_params)  # type: ignore[misc]
-        return self.borrow()
+        connection = self.borrow()
+        connection.as_made()
+        return connection
 
     def create_cursor(self, name: str | None = None) -> Any:
         return self.connection.cursor(factory=_DjangoCursor)

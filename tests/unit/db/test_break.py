@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from asgiref.sync import sync_to_async
 from django.db import DatabaseError, OperationalError, connection, connections, transaction
+from django.db.utils import load_backend
 
 import greenroom
 from greenroom import bridge, loops
@@ -481,6 +482,39 @@ def test_two_tasks_that_connect_at_once_have_one_connection(run: Any) -> None:
         assert sum(pool.size for pool in borrow.pools()) == 1
 
     run(lambda: request(view))
+
+
+def test_connecting_again_loses_no_connection(run: Any) -> None:
+    """Django's `connect` takes for granted that there is none."""
+
+    async def view() -> None:
+        for _ in range(3):
+            connection.connect()
+        assert Customer.objects.count() == 0
+        assert lent() == 1
+
+    run(lambda: request(view), DB_MAX_CONNECTIONS=1)
+
+
+def test_a_backend_that_fails_when_it_has_a_connection_loses_none(
+    run: Any, database: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend: Any = load_backend(database.settings["ENGINE"]).DatabaseWrapper
+    plain = borrow._class_for(backend).get_new_connection
+
+    def fails(self: Any, params: Any) -> Any:
+        plain(self, params)
+        raise LookupError("what a backend does with a new connection")
+
+    async def view() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(borrow._class_for(backend), "get_new_connection", fails)
+            with pytest.raises(LookupError):
+                connection.ensure_connection()
+        assert lent() == 0
+        assert Customer.objects.count() == 0
+
+    run(lambda: request(view), DB_MAX_CONNECTIONS=1)
 
 
 # Waiting where nothing can wait.
