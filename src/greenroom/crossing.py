@@ -16,6 +16,11 @@ Rule 3: **the context crosses with the control**: context variables, and asgiref
 with its thread and has to be re-homed. Every job starts from a copy of its
 task's context, so nothing stays behind on a thread for the next request.
 
+Rule 4: **a call of who holds something waits for nobody who may wait for it.** A
+request that holds a connection of the pool, or has a block open, may have a call to make on
+a thread before it can let go. Such calls begin whatever else runs; and while a call
+waits for the block of another task, those of that block go before it.
+
 A call that is marked `ToItsEnd` (in a transaction, or by `off_loop`) likewise is awaited
 to its end when it is cancelled, if it was begun. Other calls are given up, as by asgiref.
 
@@ -32,6 +37,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import threading
 import time
 from abc import ABC, abstractmethod
 from asyncio import CancelledError, current_task
@@ -44,7 +50,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from asgiref.sync import AsyncToSync, SyncToAsync, _restore_context
 
-from . import bridge
+from . import bridge, turns
 from .errors import BridgeError
 
 if TYPE_CHECKING:
@@ -58,8 +64,9 @@ logger = logging.getLogger("greenroom.threads")
 # that is closed drops what it was sent, and tells nobody.
 LOOK = 5.0
 
-# The kinds of what runs on a thread: a job of its own, or a call of a coroutine.
-START, CALL = 0, 1
+# The kinds of what runs on a thread: a job of its own, a call of a coroutine, or one of a
+# coroutine that holds what others wait for.
+START, CALL, HELD = 0, 1, 2
 
 _CLOSED = "await_() can't wait: the loop of this process is closed."
 
@@ -153,9 +160,21 @@ class Calls:
 
 
 class Lane:
-    """The thread-sensitive calls of one coroutine: one at a time, in order."""
+    """The thread-sensitive calls of one coroutine: one at a time, in order.
 
-    __slots__ = ("_busy", "_queue", "closed", "inbox", "parent", "threads")
+    Calls that wait stand aside: what is held by who they wait for goes before them.
+    """
+
+    __slots__ = (
+        "_current",
+        "_queue",
+        "_waiting",
+        "_waiting_shortly",
+        "closed",
+        "inbox",
+        "parent",
+        "threads",
+    )
 
     def __init__(
         self, threads: Threads, inbox: SimpleQueue[Any] | None = None, parent: Lane | None = None
@@ -164,28 +183,141 @@ class Lane:
         self.inbox = inbox
         self.parent = parent
         self.closed = False
-        self._queue: deque[Call] | None = None
-        self._busy = False
+        # Without an inbox: the call that runs, those to come, and how many wait. Those of a
+        # block go before calls that wait for it, and nothing before one that waits for a
+        # statement.
+        self._current: Call | None = None
+        self._queue: deque[Call | _Aside] | None = None
+        self._waiting = self._waiting_shortly = 0
 
     def submit(self, fn: Callable[[], T]) -> asyncio.Future[T]:
         call = Call(self, fn)
         if self.inbox is not None:
             self.inbox.put(call)
-        elif self._busy:
+        elif self._current is None and self._may_begin(call):
+            self._begin(call)
+        else:
             if self._queue is None:
                 self._queue = deque()
             self._queue.append(call)
-        else:
-            self._busy = True
-            self.threads.submit(CALL, call)
+            if call.kind == HELD and self._current is not None:
+                # It may not have begun.
+                self.threads.hurry(self._current)
         return call.future
 
     def next(self) -> None:
-        """Begin the next call; the last one has ended."""
-        if self._queue:
-            self.threads.submit(CALL, self._queue.popleft())
+        """Begin the next call; the last one has ended, or waits."""
+        self._current = None
+        held = any(isinstance(each, Call) and each.kind == HELD for each in self._queue or ())
+        for each in self._queue or ():
+            if isinstance(each, _Aside) or self._may_begin(each):
+                assert self._queue is not None
+                self._queue.remove(each)
+                if isinstance(each, _Aside):
+                    self._go_on(each)
+                else:
+                    if held:
+                        each.kind = HELD
+                    self._begin(each)
+                return
+
+    def stand_aside(self, aside: _Aside) -> None:
+        self._waiting += 1
+        self._waiting_shortly += not aside.calls
+        self.next()
+
+    def come_back(self, aside: _Aside) -> None:
+        """It goes on before all that have not begun."""
+        if self._current is None:
+            self._go_on(aside)
         else:
-            self._busy = False
+            if self._queue is None:
+                self._queue = deque()
+            self._queue.appendleft(aside)
+
+    def _may_begin(self, call: Call) -> bool:
+        return not self._waiting or (call.in_block and not self._waiting_shortly)
+
+    def _begin(self, call: Call) -> None:
+        self._current = call
+        self.threads.submit(call.kind, call)
+
+    def _go_on(self, aside: _Aside) -> None:
+        self._waiting -= 1
+        self._waiting_shortly -= not aside.calls
+        self._current = aside.call
+        aside.back.set()
+
+
+class _Aside:
+    """What a call on a free thread waits on for its turn with the database.
+
+    `calls`: whether those that it waits for may have calls of their own.
+    """
+
+    def __init__(self, call: Call, calls: bool) -> None:
+        self.call = call
+        self.calls = calls
+        self.back = threading.Event()
+        self._woken = threading.Event()
+        self.set = self._woken.set
+
+    def wait(self, timeout: float) -> bool:
+        lane, threads = self.call.lane, self.call.threads
+        threads.soon(lane.stand_aside, self)
+        woken = self._woken.wait(timeout)
+        # It may have the turn by now, for which the one that runs meanwhile stands aside.
+        threads.soon(lane.come_back, self)
+        while not self.back.wait(LOOK) and not threads.loop.is_closed():
+            pass
+        return woken
+
+
+class _Served:
+    """What a call on a parked thread waits on: that thread has the other calls to run, too."""
+
+    def __init__(self, inbox: SimpleQueue[Any]) -> None:
+        self._inbox = inbox
+        self._woken = False
+
+    def set(self) -> None:
+        self._woken = True
+        self._inbox.put(self)
+
+    def execute(self) -> None:
+        """Nothing: it was woken by something else, and this came later."""
+
+    def wait(self, timeout: float) -> bool:
+        later: list[Any] = []
+        until = time.monotonic() + timeout
+        while not self._woken:
+            try:
+                item = self._inbox.get(timeout=max(0.0, until - time.monotonic()))
+            except Empty:
+                break
+            if isinstance(item, Call) and item.in_block:
+                item.execute()
+            else:
+                later.append(item)
+            del item
+        # In their order, before what has come since.
+        later += _emptied(self._inbox)
+        for each in later:
+            self._inbox.put(each)
+        return self._woken
+
+
+def _served(inbox: SimpleQueue[Any], calls: bool) -> _Served | threading.Event:
+    return _Served(inbox) if calls else threading.Event()
+
+
+def _emptied(inbox: SimpleQueue[Any]) -> list[Any]:
+    found = []
+    while True:
+        try:
+            found.append(inbox.get_nowait())
+        except Empty:
+            return found
 
 
 def new_lane(threads: Threads) -> Lane:
@@ -623,10 +755,28 @@ class ToItsEnd:
     """A call that is not given up by a cancellation once it has begun.
 
     It uses the request; or it is part of a transaction, and what it went on to write
-    would come after the rollback.
+    would come after the rollback. `in_block`, `held`: see rule 4.
     """
 
+    __slots__ = ("fn", "held", "in_block")
+
+    def __init__(
+        self, fn: Callable[[], Any], *, held: bool = False, in_block: bool = False
+    ) -> None:
+        self.fn = fn
+        self.held = held
+        self.in_block = in_block
+
+    def __call__(self) -> Any:
+        return self.fn()
+
+
+class Holding:
+    """A call of a request that holds a connection: see rule 4."""
+
     __slots__ = ("fn",)
+
+    held = True
 
     def __init__(self, fn: Callable[[], Any]) -> None:
         self.fn = fn
@@ -667,12 +817,12 @@ class _Patient(asyncio.Future[Any]):
 class Call(Waiter):
     """One thread-sensitive call of a coroutine, and the future that awaits it."""
 
-    __slots__ = ("fn", "future", "lane", "patient")
-
-    kind = CALL
+    __slots__ = ("fn", "future", "in_block", "kind", "lane", "patient")
 
     def __init__(self, lane: Lane, fn: Callable[[], Any]) -> None:
         super().__init__(lane.threads)
+        self.kind = HELD if getattr(fn, "held", False) else CALL
+        self.in_block = isinstance(fn, ToItsEnd) and fn.in_block
         self.fn = fn
         self.lane = lane
         self.patient = _Patient(lane.threads.loop) if isinstance(fn, ToItsEnd) else None
@@ -702,6 +852,8 @@ class Call(Waiter):
         local = SyncToAsync.threadlocal
         before = bridge.thread_wait(), getattr(local, "task_context", None)
         bridge.set_thread_wait(self.wait)
+        inbox = self.lane.inbox
+        event = turns.set_event(partial(_Aside, self) if inbox is None else partial(_served, inbox))
         result = error = None
         try:
             begins = not self.future.cancelled() if self.patient is None else self.patient.begin()
@@ -711,6 +863,7 @@ class Call(Waiter):
         except BaseException as exc:
             error = exc
         finally:
+            turns.set_event(event)
             bridge.set_thread_wait(before[0])
             local.task_context = before[1]
         if self.lane.inbox is None and self.threads.after_call is not None:

@@ -13,7 +13,8 @@ coroutine views) wait for one of `max_parked` places before they begin, and get
 `Overloaded` after `queue_timeout` seconds. Others may park unforeseen; when
 `max_parked + limit` threads are parked, nothing more is begun. Nothing under way
 ever waits for a place, so pages that call back into their own server can't lock
-it up: the call that finds no place is refused in time.
+it up: the call that finds no place is refused in time. Calls of requests that hold a
+connection are not counted: there are no more of them than connections in the pool.
 
 Rule 3: **a further thread is woken for work that waits**, not for each job: with
 the GIL one thread is fastest for short jobs. A job that was queued for `WAKE`
@@ -37,7 +38,7 @@ from typing import Any, TypeVar
 
 from asgiref.sync import SyncToAsync
 
-from .crossing import CALL, START, Call, Calls, Job
+from .crossing import CALL, HELD, START, Call, Calls, Job
 from .errors import Overloaded
 
 T = TypeVar("T")
@@ -77,8 +78,8 @@ class Threads:
         self._places = asyncio.Semaphore(max_parked)
         self._lock = threading.Lock()
         # All below is read and written under the lock.
-        self._queues: tuple[deque[Job], deque[Call]] = (deque(), deque())
-        self._running = [0, 0]
+        self._queues: tuple[deque[Job], deque[Call], deque[Call]] = (deque(), deque(), deque())
+        self._running = [0, 0, 0]
         self._parked = 0
         self._idle: list[SimpleQueue[Job | Call | None]] = []
         self._made = 0
@@ -154,11 +155,20 @@ class Threads:
     def submit(self, kind: int, item: Job | Call) -> None:
         with self._lock:
             self._queues[kind].append(item)  # type: ignore[arg-type]
-            if kind == CALL or self._running[START] == 0:
+            if kind != START or self._running[START] == 0:
                 self._claim_and_wake()
             waiting = any(self._queues)
         if waiting:
             self._arm()
+
+    def hurry(self, call: Call) -> None:
+        """Begin a call now, if it was not begun: one that holds something is behind it."""
+        with self._lock:
+            if call in self._queues[1]:
+                self._queues[1].remove(call)
+                call.kind = HELD
+                self._queues[2].append(call)
+                self._claim_and_wake()
 
     def withdraw(self, job: Job) -> bool:
         """Take a job back; False if it was begun."""
@@ -170,6 +180,8 @@ class Threads:
             return True
 
     def _may(self, kind: int) -> bool:
+        if kind == HELD:
+            return True
         bound = self.limit if kind == START else self.max_parked
         return self._running[kind] < bound and not self._full()
 
@@ -180,7 +192,7 @@ class Threads:
         )
 
     def _claim(self) -> Job | Call | None:
-        for kind in (CALL, START):
+        for kind in (HELD, CALL, START):
             if self._queues[kind] and self._may(kind):
                 self._running[kind] += 1
                 return self._queues[kind].popleft()
@@ -248,7 +260,7 @@ class Threads:
     def _arm(self) -> None:
         if self._timer is None:
             with self._lock:
-                kinds = [kind for kind in (START, CALL) if self._queues[kind]]
+                kinds = [kind for kind in (START, CALL, HELD) if self._queues[kind]]
                 blocked = self._starved or not any(self._may(kind) for kind in kinds)
             if kinds:
                 # In an empty context: the timer lives on from request to request.
@@ -281,6 +293,7 @@ class Threads:
             if (
                 self._running[START] == 0
                 or self._queues[CALL]
+                or self._queues[HELD]
                 or (starts and time.monotonic() - starts[0].queued >= WAKE)
             ):
                 self._claim_and_wake()

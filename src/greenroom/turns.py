@@ -29,6 +29,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from . import bridge
@@ -71,7 +72,8 @@ class Parking:
 
     __slots__ = ("_event", "_future", "_loop", "actor", "block", "value")
 
-    def __init__(self) -> None:
+    def __init__(self, event: Callable[[], Any] = threading.Event) -> None:
+        # `event` makes what a thread waits on.
         self.actor = actor()
         # What it waited for, once it is handed over.
         self.value: Any = None
@@ -87,12 +89,12 @@ class Parking:
             self._loop = loop
             self._future: asyncio.Future[bool] = self._loop.create_future()
         else:
-            self._event = threading.Event()
+            self._event = event()
 
     def wait(self, timeout: float) -> bool:
         """Whether it was woken within `timeout` seconds. May raise `CancelledError`."""
         if self._loop is None:
-            return self._event.wait(timeout)
+            return bool(self._event.wait(timeout))
         timer = self._loop.call_later(timeout, self._set, False)
         try:
             return bridge.pause(self._future)
@@ -153,7 +155,7 @@ class Turn:
             if self.holder is None and self._may(self._block()):
                 self.holder, self._depth = me, 1
                 return
-            parking = Parking()
+            parking = self._parking()
             parking.block = self._block()
             self._waiting.append(parking)
         try:
@@ -193,6 +195,9 @@ class Turn:
             with self._lock:
                 self._next()
 
+    def is_mine(self) -> bool:
+        return self.holder is not None and self.holder == actor()
+
     def when_free(self, call: Callable[[], object]) -> None:
         """Call it, which must not wait, once nobody has the turn: at once if nobody has."""
         with self._lock:
@@ -200,6 +205,9 @@ class Turn:
                 self._when_free = call
                 return
         call()
+
+    def _parking(self) -> Parking:
+        return Parking()
 
     def _block(self) -> Block | None:
         return None
@@ -264,6 +272,8 @@ class Turns(Turn):
         super().__init__(timeout, describe)
         self.innermost: Block | None = None
         self.aborted = aborted
+        # Whether who has the turn may call code on a thread before it is released.
+        self.calls_out = False
 
     def take(self) -> None:
         block = self.entered()
@@ -323,6 +333,10 @@ class Turns(Turn):
             block.aborted = True
             self.innermost = block.parent
 
+    def _parking(self) -> Parking:
+        # A statement takes a moment; a block of others may have calls to make on threads.
+        return Parking(partial(_thread.event, self.calls_out or not self.is_inside()))
+
     def _block(self) -> Block | None:
         return _still_open(self.entered())
 
@@ -342,8 +356,20 @@ def _still_open(block: Block | None) -> Block | None:
     return block
 
 
+def set_event(event: Callable[[bool], Any]) -> Callable[[bool], Any]:
+    """Set what makes the event that this thread waits on for others' use of a wrapper.
+
+    It is told whether they may have calls to make on threads. Returns what it was.
+    """
+    before, _thread.event = _thread.event, event
+    return before
+
+
 class _Thread(threading.local):
     acting_for: Actor = None
+
+    def __init__(self) -> None:
+        self.event: Callable[[bool], Any] = lambda calls: threading.Event()
 
 
 _thread = _Thread()

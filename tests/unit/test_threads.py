@@ -73,7 +73,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 def nothing_left(pool: Threads) -> bool:
     return (
-        (pool._parked, pool._running) == (0, [0, 0])
+        (pool._parked, sum(pool._running)) == (0, 0)
         and not pool.tasks
         and not any(pool._queues)
         and pool._places._value == pool.max_parked

@@ -89,9 +89,9 @@ class Scope:
         return not self.own or all(isinstance(each, Wrapper) for each in self.wrappers.values())
 
     def is_in_block(self) -> bool:
-        """Whether the code here is in a transaction."""
+        """Whether the code here is in a transaction, or uses the connection just now."""
         return any(
-            isinstance(each, Wrapper) and each.turns.is_in_block()
+            isinstance(each, Wrapper) and (each.turns.is_in_block() or each.turns.is_mine())
             for each in list(self.wrappers.values())
         )
 
@@ -489,9 +489,12 @@ class Wrapper:
                 # Not shielded: it may have to wait for a free one.
                 lent = self._lent = self._borrow()
             self.lease += 1
+            # Receivers of `connection_created`.
+            self.turns.calls_out = True
             try:
                 bridge.shielded(super().connect)  # type: ignore[misc]
             finally:
+                self.turns.calls_out = False
                 self._lent = None
                 if lent is not None and self.connection is None:
                     lent._pool.give_back(lent)

@@ -24,7 +24,7 @@ from django.contrib.sessions.backends.base import SessionBase
 from django.db.models import Manager, Model, QuerySet
 
 from greenroom import bridge
-from greenroom.crossing import ToItsEnd
+from greenroom.crossing import Holding, ToItsEnd
 
 from . import borrow
 
@@ -37,9 +37,11 @@ def route(fn: Callable[[], Any]) -> Any:
         return ToItsEnd(fn) if isinstance(call, ToItsEnd) else fn
     if call is not None and is_djangos(call) and borrow.waits_on_loop() and scope.is_ours():
         return _here(fn)
-    to_its_end = isinstance(call, ToItsEnd) or scope.is_in_block()
+    in_block = scope.is_in_block()
+    held = in_block or scope.suspend()
+    to_its_end = in_block or isinstance(call, ToItsEnd)
     if scope.own:
-        return ToItsEnd(fn) if to_its_end else fn
+        return ToItsEnd(fn, held=held, in_block=in_block) if to_its_end else fn
     context = copy_context()
 
     def on_thread() -> Any:
@@ -48,7 +50,9 @@ def route(fn: Callable[[], Any]) -> Any:
         finally:
             context.run(scope.suspend)
 
-    return ToItsEnd(on_thread) if to_its_end else on_thread
+    if to_its_end:
+        return ToItsEnd(on_thread, held=held, in_block=in_block)
+    return Holding(on_thread) if held else on_thread
 
 
 def is_djangos(call: Any) -> bool:

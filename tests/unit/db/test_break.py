@@ -12,12 +12,14 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
 from django.db import DatabaseError, OperationalError, connection, connections, transaction
+from django.db.models.signals import post_save
 from django.db.utils import load_backend
 
 import greenroom
@@ -771,31 +773,115 @@ def test_session_state_however_it_is_written(run: Any, statement: str) -> None:
 # Threads, loops and eager tasks.
 
 
-@pytest.mark.xfail(
-    raises=OperationalError,
-    reason="The calls of a request run on a thread one at a time, in order: one that waits for a "
-    "block of another task holds up the call that the block waits for, until DB_TIMEOUT.",
-)
-def test_a_call_on_a_thread_within_a_block_is_not_behind_one_that_waits_for_it(run: Any) -> None:
-    def create() -> None:
-        Customer.objects.create(name="a")
+def create(name: str = "a") -> None:
+    Customer.objects.create(name=name)
 
-    async def view() -> None:
+
+def test_a_call_on_a_thread_within_a_block_is_not_behind_one_that_waits_for_it(
+    database: Any, placement: str
+) -> None:
+    """A request's calls run one at a time, in order; but not behind what waits for them."""
+    running = 0
+
+    def guarded(name: str) -> None:
+        nonlocal running
+        create(name)
+        running += 1
+        assert running == 1
+        time.sleep(0.01)
+        running -= 1
+
+    async def view(request: Any) -> None:
         inside = asyncio.Event()
 
-        async def sibling() -> None:
+        async def sibling(name: str) -> None:
             await inside.wait()
-            await sync_to_async(create)()
+            await sync_to_async(guarded)(name)
 
-        task = asyncio.create_task(sibling())
+        tasks = [asyncio.create_task(sibling(f"sibling {number}")) for number in range(2)]
         async with greenroom.atomic():
             Customer.objects.count()
             inside.set()
             await asyncio.sleep(0.05)
-            await sync_to_async(create)()
-        await task
+            for name in ("first", "second"):
+                await sync_to_async(guarded)(name)
+        await asyncio.gather(*tasks)
 
-    run(lambda: request(view), DB_TIMEOUT=1)
+    database.request(view, placement, threads=1, GREENROOM={"DB_TIMEOUT": 3})
+    assert names() == ["first", "second", "sibling 0", "sibling 1"]
+
+
+def test_a_receiver_within_a_block_is_not_behind_a_call_that_waits_for_it(
+    database: Any, placement: str
+) -> None:
+    def receiver(**named: Any) -> None:
+        Customer.objects.count()
+
+    async def view(request: Any) -> None:
+        inside = asyncio.Event()
+
+        async def block() -> None:
+            async with greenroom.atomic():
+                await Customer.objects.acreate(name="in the block")
+                inside.set()
+                await asyncio.sleep(0.02)
+                await Customer.objects.acreate(name="in the block")
+
+        async def call() -> None:
+            await inside.wait()
+            await sync_to_async(create)("by the call")
+
+        await asyncio.gather(block(), call())
+
+    post_save.connect(receiver, sender=Customer, weak=False)
+    try:
+        database.request(view, placement, GREENROOM={"DB_TIMEOUT": 3})
+    finally:
+        post_save.disconnect(receiver, sender=Customer)
+    assert names() == ["in the block"] * 2 + ["by the call"]
+
+
+@pytest.mark.parametrize("holds", ["a block", "its session"])
+def test_who_holds_a_connection_gets_a_thread_whoever_waits_for_one(
+    database: Any, holds: str
+) -> None:
+    """All threads wait for the connection, and it for a thread."""
+    if holds == "its session" and database.vendor == "sqlite":
+        pytest.skip("one kind is enough")
+
+    async def main(ask: Any) -> float:
+        inside, went = asyncio.Event(), 0.0
+
+        async def holder(request: Any) -> None:
+            nonlocal went
+            if holds == "its session":
+                connection.cursor().execute("SET app.tenant = 'a'")
+                await hold()
+            else:
+                async with greenroom.atomic():
+                    create()
+                    await hold()
+
+        async def hold() -> None:
+            nonlocal went
+            inside.set()
+            await asyncio.sleep(0.1)
+            before = asyncio.get_running_loop().time()
+            await sync_to_async(create)()
+            went = asyncio.get_running_loop().time() - before
+
+        async def waits(request: Any) -> None:
+            await sync_to_async(create)()
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(ask(holder))
+            await inside.wait()
+            for _ in range(6):
+                group.create_task(ask(waits))
+        return went
+
+    limits = {"DB_MAX_CONNECTIONS": 1, "DB_TIMEOUT": 5}
+    assert database.run(main, threads=1, max_parked=2, GREENROOM=limits) < 2
 
 
 @pytest.mark.parametrize("factory", ["eager", "lazy"])
