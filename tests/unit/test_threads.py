@@ -1101,19 +1101,24 @@ def test_asgiref_links_cancellation(go: Go) -> None:
     """A call's coroutine is cancelled with the call, even before its first step."""
 
     async def main(pool: Threads) -> None:
+        begun: list[int] = []
         cancelled: list[int] = []
         end = asyncio.Event()
 
         async def inner(i: int) -> None:
+            begun.append(i)
             try:
                 await end.wait()
             except asyncio.CancelledError:
                 cancelled.append(i)
                 raise
 
-        for i, pause in enumerate((0.01, 0.01, 0, 0.0005, 0.001, 0.002)):
+        for i, pause in enumerate((None, None, 0, 0.0005, 0.001, 0.002)):
             task = asyncio.create_task(sync_to_async(lambda i=i: await_(inner(i)))())
-            await asyncio.sleep(pause)
+            if pause is None:
+                await until(lambda i=i: i in begun)  # type: ignore[misc]
+            else:
+                await asyncio.sleep(pause)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
