@@ -583,6 +583,15 @@ class Wrapper:
         if self.scope is not None and bridge.in_bridge():
             bridge.when_suspended(self.scope.suspend)
 
+    def after_work(self) -> None:
+        """On a thread of whoever (`asyncio.to_thread`), nobody says when it has ended."""
+        if (
+            self.scope is not None
+            and asyncio._get_running_loop() is None
+            and bridge.thread_wait() is None
+        ):
+            self.scope.suspend()
+
     def _bound(self, cursor: Any) -> Any:
         kind: Any = type(cursor)
         cursor.__class__ = _cursor_class(kind)
@@ -629,6 +638,12 @@ class _Cursor:
 
     def _in_turn(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self.db.validate_thread_sharing()
+        try:
+            return self._run(fn, *args, **kwargs)
+        finally:
+            self.db.after_work()
+
+    def _run(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with self.db.turns:
             self.db._remember()
             if self.lease != self.db.lease or self.db.connection is None:

@@ -133,6 +133,7 @@ def _leave(
         turns.end(block)
         if expired is None:
             turns.release()
+    wrapper.after_work()
     if expired is not None:
         raise expired
     _run(hooks)

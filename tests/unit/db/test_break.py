@@ -519,6 +519,26 @@ def test_a_backend_that_fails_when_it_has_a_connection_loses_none(
     run(lambda: request(view), DB_MAX_CONNECTIONS=1)
 
 
+@pytest.mark.parametrize("how", ["to_thread", "not thread-sensitive"])
+@pytest.mark.parametrize("in_block", [False, True])
+def test_a_thread_of_whoever_gives_the_connection_back(run: Any, how: str, in_block: bool) -> None:
+    def query() -> None:
+        if in_block:
+            with transaction.atomic():
+                Customer.objects.count()
+                assert lent() == 1
+        assert Customer.objects.count() == 0
+
+    async def view() -> None:
+        if how == "to_thread":
+            await asyncio.to_thread(query)
+        else:
+            await sync_to_async(query, thread_sensitive=False)()
+        assert lent() == 0
+
+    run(lambda: request(view))
+
+
 # Waiting where nothing can wait.
 
 
