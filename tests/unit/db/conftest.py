@@ -84,7 +84,9 @@ def database(vendor: str, request: pytest.FixtureRequest, tmp_path: Path) -> Ite
         made = Database({**given, "OPTIONS": {}}, request.getfixturevalue("pg"))
         tables = [model._meta.db_table for model in apps.get_app_config("shop").get_models()]
         tables += ["django_session", "auth_user"]
-        made.execute(f"TRUNCATE {', '.join(tables)} RESTART IDENTITY CASCADE")
+        # TRUNCATE makes files anew, and takes three times as long.
+        deletes = " ".join(f"DELETE FROM {table};" for table in tables)
+        made.execute(f"DO $$ BEGIN SET LOCAL session_replication_role = replica; {deletes} END $$")
     before = {each.pid for each in made.sessions()} if made.pg is not None else set()
     with _as_default(made.settings):
         yield made

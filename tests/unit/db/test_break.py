@@ -234,6 +234,56 @@ def test_a_hook_of_a_sibling_is_not_the_block_s(run: Any) -> None:
     assert run(lambda: request(view)) == ["sibling"]
 
 
+def test_a_cursor_from_before_waits_for_the_block_of_a_sibling(run: Any) -> None:
+    """It has its connection already: each statement takes its turn."""
+
+    async def view() -> None:
+        ready, inside = asyncio.Event(), asyncio.Event()
+
+        async def sibling() -> None:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT 1")
+                ready.set()
+                await inside.wait()
+                cursor.execute("INSERT INTO shop_customer (name, tenant) VALUES ('kept', '')")
+
+        task = asyncio.create_task(bridge.bridged(sibling)())
+        await ready.wait()
+        with contextlib.suppress(ZeroDivisionError):
+            async with greenroom.atomic():
+                Customer.objects.create(name="lost")
+                inside.set()
+                await turns(10)
+                raise ZeroDivisionError
+        await task
+
+    run(lambda: request(view), DB_LEASE="request")
+    assert names() == ["kept"]
+
+
+def test_a_hook_runs_when_the_connection_is_free_for_others(run: Any) -> None:
+    async def view() -> None:
+        committed, done = threading.Event(), threading.Event()
+
+        def hook() -> None:
+            committed.set()
+            assert done.wait(2), "a sibling could not query"
+
+        async def sibling() -> None:
+            while not committed.is_set():
+                await asyncio.sleep(0.001)
+            Customer.objects.count()
+            done.set()
+
+        task = asyncio.create_task(bridge.bridged(sibling)())
+        async with greenroom.atomic():
+            Customer.objects.create(name="a")
+            transaction.on_commit(hook)
+        await task
+
+    run(lambda: request(view))
+
+
 def test_an_error_of_a_sibling_does_not_break_the_block(run: Any) -> None:
     async def view() -> None:
         async def sibling() -> None:
