@@ -35,6 +35,7 @@ import contextlib
 import re
 import socket
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from math import inf
 from typing import TYPE_CHECKING
@@ -325,7 +326,7 @@ class Connection(asyncio.Protocol):
                 self._refuse(PeerError(408, "the body took too long"))
         elif state != LOST:
             unwritten = self._transport.get_write_buffer_size()
-            if unwritten < self._unwritten:
+            if 0 < unwritten < self._unwritten:
                 self._watch_writing()
             elif state == LINGERING and self._lingered and now < self._linger_ends:
                 self._lingered = False
@@ -568,10 +569,11 @@ class Connection(asyncio.Protocol):
         if self._transport.can_write_eof():
             self._transport.write_eof()
         self._resume_reading()
-        self._unwritten = self._transport.get_write_buffer_size()
+        # What is still buffered then gets more time. (uvloop 0.21 has not even tried to
+        # send it now.)
+        self._unwritten = sys.maxsize
         config, now = self.server.config, self.server.loop.time()
-        timeout = config.write_timeout if self._unwritten else config.linger_timeout
-        self.deadline = now + timeout
+        self.deadline = now + config.linger_timeout
         self._lingered = False
         self._linger_ends = 0.0 if self.server.draining else now + config.linger_total
 

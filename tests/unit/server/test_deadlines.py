@@ -134,6 +134,37 @@ async def test_a_client_that_takes_nothing_is_aborted(harness: Any) -> None:
 
 
 @on_loop
+async def test_lingering_ends_though_its_answer_was_buffered(harness: Any) -> None:
+    at = harness(hello, linger_timeout=SOON, write_timeout=NEVER)
+    connection, transport = at.connect()
+    connection.data_received(GET)
+    transport.buffered = 100
+    connection.data_received(b"Content-Length: x\r\n\r\n")
+    assert transport.eof_written
+    # Sent meanwhile.
+    transport.buffered = 0
+    await until(lambda: late(connection))
+    assert transport.closed.is_set()
+    await at.aclose()
+
+
+@on_loop
+async def test_lingering_lasts_while_its_answer_is_taken(harness: Any) -> None:
+    at = harness(hello, linger_timeout=SOON, write_timeout=SOON)
+    connection, transport = at.connect()
+    connection.data_received(GET)
+    transport.buffered = 100
+    connection.data_received(b"Content-Length: x\r\n\r\n")
+    for buffered in (100, 50):
+        transport.buffered = buffered
+        await until(lambda: late(connection))
+        assert not transport.aborted
+    await until(lambda: late(connection))
+    assert transport.aborted
+    await at.aclose()
+
+
+@on_loop
 async def test_writing_waits_while_paused(harness: Any) -> None:
     made = 0
 
