@@ -4,7 +4,7 @@ worker_class = "greenroom.Worker"
 workers = 1  # one process, so that the numbers on the pages all come from the same one
 threads = 4  # for the plain views: the synchronous page, the admin, static files
 keepalive = 30  # more than the pages' own client keeps one: it never meets one that just closed
-graceful_timeout = 5  # a clock never ends by itself: at the end of this it is told to
+graceful_timeout = 5  # more than any page takes; the clocks end as soon as they are told
 bind = f"127.0.0.1:{os.environ.get('PORT', '8000')}"
 
 

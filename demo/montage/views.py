@@ -1,6 +1,7 @@
 """The pages. None holds a thread while it waits, but for those that are there to compare."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
@@ -10,6 +11,8 @@ from django.http import Http404, HttpResponse, JsonResponse, StreamingHttpRespon
 from django.shortcuts import render
 from django.template.loader import render_to_string
 from django.views.decorators.cache import never_cache
+
+import greenroom
 
 from . import counters, timings
 from .answers import Asking
@@ -112,10 +115,11 @@ async def clock_events(request):
 
 async def _ticks():
     ticks, second = 0, int(time.time())
+    ending = greenroom.shutting_down()
     with counters.counting("listeners"):
         try:
             yield "retry: 2000\n\n"
-            while True:
+            while not ending.is_set():
                 ticks += 1
                 tick = {
                     "time": datetime.fromtimestamp(second, UTC).isoformat(),
@@ -126,7 +130,9 @@ async def _ticks():
                 # Counted and not read off the clock: a timer may fire a moment too early, and
                 # the same second would be told twice.
                 second = max(second + 1, int(time.time()))
-                await asyncio.sleep(second - time.time())
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(second - time.time()):
+                        await ending.wait()
         finally:
             logger.info("clock: a client left after %d ticks", ticks)
 

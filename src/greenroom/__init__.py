@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .db.transaction import atomic
     from .decorators import sync_view
     from .placement import keep_on_disconnect, loop_safe, on_thread
+    from .shutdown import shutting_down
     from .worker import Worker
 
 __version__ = "0.1.0.dev0"
@@ -29,6 +30,7 @@ __all__ = [
     "keep_on_disconnect",
     "loop_safe",
     "on_thread",
+    "shutting_down",
     "sync_view",
 ]
 
@@ -42,6 +44,7 @@ _HOMES = {
     "keep_on_disconnect": "placement",
     "loop_safe": "placement",
     "on_thread": "placement",
+    "shutting_down": "shutdown",
     "sync_view": "decorators",
 }
 

@@ -6,7 +6,8 @@ what lives as long as the process (clients, pools, the project's lifespan).
 Under the worker the loop is the worker's. Everywhere else (another WSGI server,
 a management command, a shell) `background()` makes one, in a daemon thread of the
 process, when it is first needed. It is never shared over a fork: a child makes
-its own. It ends at exit, when its lifespan is left: on the loop alone, since
+its own. It ends at exit, when `greenroom.shutting_down` is set, its tasks are
+cancelled and its lifespan is left: on the loop alone, since
 Python 3.12 starts no thread then, and executors have ended in every version.
 """
 
@@ -25,6 +26,7 @@ from weakref import WeakKeyDictionary
 from asgiref.sync import AsyncToSync, SyncToAsync
 
 from . import bridge
+from .shutdown import shutting_down
 from .threads import Threads
 
 T = TypeVar("T")
@@ -34,6 +36,8 @@ logger = logging.getLogger("greenroom.loops")
 # Threads of the background loop that run at a time: under another WSGI server
 # requests bring their own, and these serve the calls of tasks only.
 BACKGROUND_THREADS = 4
+# At exit, until tasks of the background loop are cancelled.
+_LAST_TURNS = 0.1
 
 
 class Home:
@@ -140,8 +144,13 @@ def _stop(home: Home, thread: threading.Thread) -> None:
     if home is not _background or home.loop.is_closed():
         return
 
+    shutting_down().set()
+
     async def end() -> None:
-        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        tasks = {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
+        if tasks:
+            # Those that wait for `shutting_down` end by themselves.
+            _, tasks = await asyncio.wait(tasks, timeout=_LAST_TURNS)
         for task in tasks:
             task.cancel()
         if tasks:

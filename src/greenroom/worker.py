@@ -35,6 +35,7 @@ from .server import Config, Hooks, Server
 from .server.config import Network
 from .server.head import Environ, Request
 from .server.response import Response
+from .shutdown import shutting_down
 from .threads import Threads
 
 # What this worker makes of gunicorn's settings.
@@ -236,6 +237,7 @@ class Worker(base.Worker):  # type: ignore[misc]
                 return int(Arbiter.WORKER_BOOT_ERROR)
             await server.stopping.wait()
             self.alive = False
+            shutting_down().set()
             ends = self.loop.time() + cfg.graceful_timeout
             await server.drain(cfg.graceful_timeout - clean_up, clean_up / 2)
             if server.hurry:

@@ -1,6 +1,8 @@
 import asyncio
 import json
+import os
 import re
+import signal
 import time
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -70,6 +72,20 @@ def test_clock_ticks_and_knows_when_one_leaves(site, client):
     assert all(later - earlier == timedelta(seconds=1) for earlier, later in pairwise(seconds))
     _eventually(client, lambda status: status["listeners"] == before)
     assert re.search(r"clock: a client left after [4-6] ticks", site.log.read_text())
+
+
+def test_clocks_end_when_the_server_does(serve):
+    with (
+        serve() as site,
+        site.client() as client,
+        client.stream("GET", "/clock/events") as response,
+    ):
+        lines = response.iter_lines()
+        assert next(lines) == "retry: 2000"
+        os.kill(site.pid, signal.SIGTERM)
+        # To its proper end: cut off, it would be an error.
+        assert list(lines)
+    assert "Cancelling" not in site.log.read_text()
 
 
 def test_two_hundred_that_wait_take_no_threads(site, client):

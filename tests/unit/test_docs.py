@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 from django.db import connection
@@ -18,6 +19,7 @@ import greenroom
 from driver import Site
 from greenroom import bridge, conf
 from greenroom.application import AsyncDjangoApplication
+from greenroom.shutdown import ShuttingDown
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -136,7 +138,7 @@ def test_frameworks() -> None:
 
 
 def test_settings() -> None:
-    setting, lifespan, views = blocks("docs/settings.md")
+    setting, lifespan, events, views = blocks("docs/settings.md")
     given = run(setting)["GREENROOM"]
     with override_settings(GREENROOM=given):
         assert len(given) == len(conf.Settings.__slots__)
@@ -147,10 +149,25 @@ def test_settings() -> None:
             return str(client.base_url)
 
     assert asyncio.run(enter()) == "http://127.0.0.1:9000"
+    asyncio.run(listen(run(events)["events"]))
     names = run(views)
     response = names["stamp"](lambda request: HttpResponse())(None)
     assert response["X-Stamp"] == "seen"
     assert asyncio.run(names["pay"](None)).content == b"paid"
+
+
+async def listen(events: Any) -> None:
+    """To the end, which is told after the first item."""
+    ending = ShuttingDown()
+    with mock.patch.object(greenroom, "shutting_down", return_value=ending):
+        response = await events(None)
+        items = aiter(response)
+        assert await anext(items) == b"event: tick\n\n"
+        rest = asyncio.create_task(anext(items, None))
+        await asyncio.sleep(0.01)
+        assert not rest.done()
+        ending.set()
+        assert await rest is None
 
 
 @pytest.mark.parametrize(
