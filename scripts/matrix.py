@@ -28,7 +28,10 @@ _ENDS_ONLY = (
     "tests/demo",
     "tests/unit/server",
     "tests/wire/test_server_answers.py",
+    "tests/wire/test_server_drain.py",
     "tests/wire/test_server_lifecycle.py",
+    "tests/wire/test_server_probes.py",
+    "tests/wire/test_server_stuck.py",
 )
 
 

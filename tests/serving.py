@@ -185,10 +185,11 @@ def serve(
 
 
 def _wait_ready(server: Server, workers: int, unix: bool) -> None:
-    listening = server.wait_for(_LISTENING.pattern)
+    # The first of several.
+    listening = server.wait_for(_LISTENING.pattern)[1].partition(",")[0]
     if unix:
-        server.address = listening[1].removeprefix("unix:")
+        server.address = listening.removeprefix("unix:")
     else:
-        host, _, port = listening[1].rpartition("//")[2].rpartition(":")
+        host, _, port = listening.rpartition("//")[2].rpartition(":")
         server.address = (host, int(port))
     server.wait_for(_READY.pattern, count=workers)

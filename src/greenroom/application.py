@@ -100,6 +100,8 @@ class AsyncDjangoApplication:
             "queue_timeout": self.settings.queue_timeout,
             "spool_quota": self.settings.spool_quota,
             "max_body": self.settings.max_body,
+            "stall_threshold": self.settings.stall_threshold,
+            "probes": self.settings.probes,
         }
 
     async def coroutine_wsgi_startup(self) -> str:

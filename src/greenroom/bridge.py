@@ -66,6 +66,7 @@ from asyncio import CancelledError, _get_running_loop, current_task
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar, cast
+from weakref import WeakSet
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
@@ -263,6 +264,30 @@ def in_bridge() -> bool:
     return bridge.__class__ is _Bridge and bridge.task is current_task()
 
 
+def suspended() -> list[tuple[asyncio.Task[Any], types.FrameType]]:
+    """What waits in bridges of this thread: the task, and the frame that called `await_`.
+
+    For a report on a process that is about to end: the frames are to be dropped at once.
+    """
+    found = []
+    for bridge in list(_pool().bridges):
+        task, frame = bridge.task, _outside(bridge.gr_frame)
+        if task is not None and frame is not None:
+            found.append((task, frame))
+    return found
+
+
+def outer_frames() -> list[types.FrameType]:
+    """What waits for the greenlet that runs: the frames of its parent, and of theirs."""
+    found = []
+    outer = getcurrent().parent
+    while outer is not None:
+        if outer.gr_frame is not None:
+            found.append(outer.gr_frame)
+        outer = outer.parent
+    return found
+
+
 def set_thread_wait(wait: Callable[[Awaitable[Any]], Any] | None) -> None:
     """Set what `await_` calls on the current thread, which has no running loop."""
     _thread.wait = wait
@@ -348,10 +373,12 @@ def _work() -> None:
 class _Pool:
     """The idle greenlets of one thread: greenlets can't change threads."""
 
-    __slots__ = ("idle", "root")
+    __slots__ = ("bridges", "idle", "root")
 
     def __init__(self) -> None:
         self.idle: list[_Bridge] = []
+        # All of them, for `suspended`.
+        self.bridges: WeakSet[_Bridge] = WeakSet()
         root = getcurrent()
         while root.parent is not None:
             root = root.parent
@@ -361,6 +388,7 @@ class _Pool:
         if self.idle:
             return self.idle.pop()
         bridge = _Bridge()
+        self.bridges.add(bridge)
         bridge.switch()
         return bridge
 
@@ -479,13 +507,18 @@ def _in_del() -> bool:
 
 
 def _caller_of_await(bridge: _Bridge) -> str:
-    frame = bridge.gr_frame
-    while frame is not None and frame.f_code.co_filename == __file__:
-        frame = frame.f_back
+    frame = _outside(bridge.gr_frame)
     if frame is None:
         return "a coroutine"
     code = frame.f_code
     return f"{code.co_qualname} ({code.co_filename}:{frame.f_lineno})"
+
+
+def _outside(frame: types.FrameType | None) -> types.FrameType | None:
+    """The innermost frame that is not of this module."""
+    while frame is not None and frame.f_code.co_filename == __file__:
+        frame = frame.f_back
+    return frame
 
 
 # The thread whose cyclic garbage collection is running, if any.

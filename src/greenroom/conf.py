@@ -17,6 +17,10 @@ key                         default  meaning
 ``MAX_BODY``                100 MiB  bytes of a request's body, past which it gets 413;
                                      ``None``: any number
 ``SPOOL_QUOTA``             2**30    bytes of request bodies that one process keeps on disk
+``STALL_THRESHOLD``         0.1      seconds that the loop may not turn until the log says so
+                                     and why; None or 0: the loop isn't watched
+``PROBES``                  None     one of gunicorn's binds, where ``/livez`` and ``/readyz``
+                                     are answered in the place of the site
 ``DB_MAX_CONNECTIONS``      20       connections that requests on the loop share, a database
                                      and process
 ``DB_TIMEOUT``              10       seconds that one waits for a connection, or for its turn
@@ -56,6 +60,8 @@ class Settings:
     lifespan: str | None = None
     max_body: int | None = 100 * 2**20
     spool_quota: int = 2**30
+    stall_threshold: float | None = 0.1
+    probes: str | None = None
     db_max_connections: Any = 20
     db_timeout: Any = 10.0
     db_lease: Any = "auto"
@@ -137,6 +143,16 @@ def _checked_one(key: str, value: Any, alias: str | None = None) -> Any:
             good = isinstance(value, int | float) and not isinstance(value, bool)
             good = good and 0 < value < math.inf
             wanted = "a positive number of seconds"
+        case "STALL_THRESHOLD":
+            good = value is None or (
+                isinstance(value, int | float)
+                and not isinstance(value, bool)
+                and (value == 0 or 0.01 <= value < math.inf)
+            )
+            wanted = "a number of seconds, 0.01 or more, or None"
+        case "PROBES":
+            good = value is None or (isinstance(value, str) and value != "")
+            wanted = 'one of gunicorn\'s binds, as "127.0.0.1:8001" or "unix:/run/probes.sock"'
         case "DB_LEASE":
             good, wanted = value in ("auto", "request"), '"auto" or "request"'
         case "CANCEL_ON_DISCONNECT":

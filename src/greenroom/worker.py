@@ -5,8 +5,16 @@ worker is expected to honour is honoured, or refused at start by name: nothing i
 silently ignored.
 
 Signals: TERM drains (`graceful_timeout`); QUIT and INT end at once, with
-`worker_int`; USR1 reopens the logs; WINCH is ignored; ABRT, sent when the loop is
-stuck, is the only one not handled by the loop.
+`worker_int`, a drain that is under way too; USR1 reopens the logs; WINCH is ignored;
+ABRT, sent when the loop is stuck, is the only one not handled by the loop.
+
+On ABRT the stacks are logged and SystemExit is raised in what blocks the loop, as
+gunicorn has it. If that gives the loop free, the other requests are answered, as
+with any SystemExit; if it doesn't, the arbiter kills about a second later. Python
+runs the handler between two of its own instructions: for C code that doesn't
+return there is no stack but the watchdog's (if it gave up the interpreter lock) or
+faulthandler's. `faulthandler.register` refuses ABRT; `enable`d after our handler
+was set, it writes, then raises the signal again for us.
 
 What fails to start ends with `Arbiter.WORKER_BOOT_ERROR`, whatever the cause: with
 any other status the arbiter would start this worker again for ever.
@@ -16,9 +24,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import ipaddress
 import os
 import signal
+import socket
 import ssl
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,11 +37,12 @@ from typing import Any, NoReturn
 from gunicorn import SERVER
 from gunicorn.arbiter import Arbiter
 from gunicorn.http.wsgi import WSGIErrorsWrapper
+from gunicorn.util import parse_address
 from gunicorn.workers import base
 
 from .errors import GreenroomError
 from .loops import Home
-from .server import Config, Hooks, Server
+from .server import Config, Group, Hooks, Probes, Server, Watchdog, stacks
 from .server.config import Network
 from .server.head import Environ, Request
 from .server.response import Response
@@ -73,7 +84,7 @@ HONOURED = {
     "request that reached the application",
     "post_worker_init": "called before the loop runs",
     "worker_int": "called on the loop",
-    "worker_abort": "called when the loop was stuck",
+    "worker_abort": "called when the loop was stuck, once the stacks were logged",
     "worker_exit": "called when the loop has ended",
     "accesslog": "one line per request, those that were refused too; 499 stands for no answer",
     "access_log_format": "all atoms; `b` and `B` count the bytes of files too",
@@ -123,11 +134,15 @@ GUNICORNS = frozenset(
 # In `coroutine_wsgi_options`: of the threads, and of the server.
 _OF_THREADS = ("max_parked", "queue_timeout")
 _OF_SERVER = ("spool_quota", "max_body")
-_OPTIONS = (*_OF_THREADS, *_OF_SERVER)
+_OPTIONS = (*_OF_THREADS, *_OF_SERVER, "stall_threshold", "probes")
+# Seconds that the loop may not turn until that is logged.
+_STALL_THRESHOLD = 0.1
 
 # The share of the time of grace (two seconds at most) that is kept for cancelled
 # requests and for the loop to end: when all of it is over, the arbiter kills.
 _CLEAN_UP = 0.2
+# After QUIT, seconds for the lifespan to end.
+_HURRIED = 0.5
 
 
 class SettingError(GreenroomError, RuntimeError):
@@ -136,6 +151,23 @@ class SettingError(GreenroomError, RuntimeError):
 
 class Worker(base.Worker):  # type: ignore[misc]
     """``worker_class = "greenroom.Worker"``"""
+
+    # Made by the master, for all workers.
+    group: Group | None = None
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.server: Server | None = None
+        self.home: Home | None = None
+        self.probes: Probes | None = None
+        self.watchdog: Watchdog | None = None
+        self._main_task: asyncio.Task[int | None] | None = None
+        self._aborted = False
+        self._drains = False
+        self._hurry = False
+        if Worker.group is None:
+            Worker.group = Group(self.cfg.worker_tmp_dir)
+        Worker.group.expect(self.age)
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
@@ -151,22 +183,24 @@ class Worker(base.Worker):  # type: ignore[misc]
         """Make the loop, then let gunicorn set up signals, load the application and run."""
         # At once: up to here the handlers are the master's, which only take notes.
         self.init_signals()
+        if self.group is not None:
+            self.group.join(self.age)
         try:
             # Once more: what is loaded after the fork may have patched this process.
             _refuse_gevent()
             _refuse_settings(self.cfg)
         except SettingError as exc:
             self._cannot_boot(str(exc))
-        self.server: Server | None = None
-        self.home: Home | None = None
-        self._main_task: asyncio.Task[int | None] | None = None
-        self._aborting = False
         self.loop_name, self.loop = _new_loop()
         asyncio.set_event_loop(self.loop)
         super().init_process()
 
     def init_signals(self) -> None:
         """While the worker boots: what comes is kept, and obeyed when the loop runs."""
+        wants_faults = os.environ.get("PYTHONFAULTHANDLER") or "faulthandler" in sys._xoptions
+        if wants_faults:
+            # Else it would give ABRT back to whom it was before it was enabled.
+            faulthandler.disable()
         for each in self.SIGNALS:
             signal.signal(each, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, self.handle_exit)
@@ -177,6 +211,9 @@ class Worker(base.Worker):  # type: ignore[misc]
         signal.signal(signal.SIGABRT, self.handle_abort)
         for each in (signal.SIGTERM, signal.SIGUSR1):
             signal.siginterrupt(each, False)
+        if wants_faults:
+            # Its handler of ABRT was replaced by ours; now it comes before that.
+            faulthandler.enable()
 
     def _signals_to_loop(self) -> None:
         """On the running loop: uvloop loses a signal that came before it ran."""
@@ -191,9 +228,22 @@ class Worker(base.Worker):  # type: ignore[misc]
 
     def handle_abort(self, sig: int, frame: Any) -> NoReturn:
         """The arbiter missed our heartbeat."""
-        self._aborting = True
-        super().handle_abort(sig, frame)
-        raise AssertionError  # gunicorn's exits
+        server = self.server
+        self._aborted = True
+        try:
+            if server is None:
+                found = stacks.places(frame, Worker.init_process.__code__)
+                self.log.error("Aborted: the worker hung while booting, in\n%s", stacks.text(found))
+            else:
+                # Said already.
+                server.exit_code = 1
+                seen = stacks.autopsy(self.loop, server.exchanges, frame, Worker.run.__code__)
+                self.log.error("Aborted: the event loop was stuck. %s", seen)
+            super().handle_abort(sig, frame)
+        except Exception:
+            self.log.exception("An error while the worker was aborted")
+        # gunicorn's own exits too, unless the hook failed.
+        sys.exit(1)
 
     def run(self) -> None:
         """Serve until told to stop; exit with the application's status, if it has one."""
@@ -205,9 +255,10 @@ class Worker(base.Worker):  # type: ignore[misc]
                 loop.run_forever()
             except (SystemExit, KeyboardInterrupt) as exc:
                 # Of a task that an application made, or of our handler of ABRT.
-                if self._aborting:
-                    raise
                 if self.server is None:
+                    if self._aborted:
+                        # It hung while booting: the next one may not.
+                        raise
                     self._cannot_boot(f"{exc!r} while starting")
                 self.server.exit(exc.code if isinstance(exc, SystemExit) else 1)
         try:
@@ -236,8 +287,7 @@ class Worker(base.Worker):  # type: ignore[misc]
                 self.log.error("The worker can't start: %s", exc, exc_info=exc)
                 return int(Arbiter.WORKER_BOOT_ERROR)
             await server.stopping.wait()
-            self.alive = False
-            shutting_down().set()
+            self._begin_drain()
             ends = self.loop.time() + cfg.graceful_timeout
             await server.drain(cfg.graceful_timeout - clean_up, clean_up / 2)
             if server.hurry:
@@ -245,10 +295,27 @@ class Worker(base.Worker):  # type: ignore[misc]
             await self._threads_end(0.5 * (ends - self.loop.time()))
             return server.exit_code
         finally:
+            self._begin_drain()
             now = self.loop.time()
             # Some of it is kept for the end of the process.
             await self._home_ends(0.8 * (clean_up if ends is None else ends - now))
+            if self.probes is not None:
+                await self.probes.aclose()
+            if self.watchdog is not None:
+                self.watchdog.stop()
             heartbeat.cancel()
+
+    def _begin_drain(self) -> None:
+        """Whoever wants to know is told; calling it again does nothing."""
+        self.alive = False
+        shutting_down().set()
+        if self._drains:
+            return
+        self._drains = True
+        if self.group is not None:
+            self.group.leave()
+        if self.probes is not None:
+            self.probes.drain()
 
     async def _threads_end(self, timeout: float) -> None:
         """Wait for what threads do after the answers: `close()`, mostly."""
@@ -257,7 +324,7 @@ class Worker(base.Worker):  # type: ignore[misc]
         ends = self.loop.time() + timeout
         while threads.busy:
             left = ends - self.loop.time()
-            if left <= 0:
+            if left <= 0 or self._hurry:
                 self.log.warning("Abandoned: synchronous code that still runs on threads.")
                 return
             await asyncio.sleep(min(0.02, left))
@@ -267,8 +334,12 @@ class Worker(base.Worker):  # type: ignore[misc]
         if self.home is None:
             return
         closing = self.loop.create_task(self.home.aclose())
-        # Not wait_for(): it would wait until a cancellation is obeyed.
-        await asyncio.wait([closing], timeout=max(0.1, timeout))
+        ends = self.loop.time() + max(0.1, timeout)
+        while not closing.done() and (left := ends - self.loop.time()) > 0:
+            # Not wait_for(): it would wait until a cancellation is obeyed.
+            await asyncio.wait([closing], timeout=min(0.1, left))
+            if self._hurry:
+                ends = min(ends, self.loop.time() + _HURRIED)
         if not closing.done():
             self.log.warning("Abandoned: the end of what lasts as long as the process.")
         elif not closing.cancelled() and (error := closing.exception()) is not None:
@@ -278,6 +349,8 @@ class Worker(base.Worker):  # type: ignore[misc]
         cfg = self.cfg
         app = self.wsgi
         options = _options(app)
+        probes = options.get("probes")
+        sockets, probed = _sockets(self.sockets, probes)
         threads = Threads(
             self.loop,
             limit=cfg.threads,
@@ -303,8 +376,16 @@ class Worker(base.Worker):  # type: ignore[misc]
         )
         if not self.alive:
             raise asyncio.CancelledError
-        server.listen([each.sock for each in self.sockets])
+        server.listen(sockets)
         self.server = server
+        if probed is not None:
+            self.probes = Probes(self.home, self.log, self._others_serve, SERVER)
+            self.probes.listen(probed)
+        threshold = options.get("stall_threshold", _STALL_THRESHOLD)
+        if threshold:
+            root = Worker.run.__code__
+            self.watchdog = Watchdog(self.loop, threshold, self.log, server.current, root)
+            self.watchdog.start()
         self.log.info(
             "greenroom: threads %d, at most %d parked, connections %d, loop %s",
             threads.limit,
@@ -330,10 +411,17 @@ class Worker(base.Worker):  # type: ignore[misc]
             self._main_task.cancel()
 
     def _quit(self) -> None:
-        self.cfg.worker_int(self)
+        self._hurry = True
         if self.server is not None:
             self.server.hurry = True
         self._stop()
+        try:
+            self.cfg.worker_int(self)
+        except Exception:
+            self.log.exception("Exception in worker_int hook")
+
+    def _others_serve(self) -> bool:
+        return self.group is not None and self.group.others()
 
     def _on_pipe(self) -> None:
         """The reloader saw a change, on its thread."""
@@ -437,7 +525,55 @@ def _options(app: Any) -> Mapping[str, Any]:
                 f"coroutine_wsgi_options[{name!r}] must be a number of bytes, or None for no "
                 f"bound, not {value!r}."
             )
+    threshold = options.get("stall_threshold")
+    if threshold and not (isinstance(threshold, int | float) and threshold >= 0.01):
+        raise SettingError(
+            "coroutine_wsgi_options['stall_threshold'] must be a number of seconds, 0.01 or more, "
+            f"or None, not {threshold!r}."
+        )
+    probes = options.get("probes")
+    if not isinstance(probes, str | None):
+        raise SettingError(
+            f"coroutine_wsgi_options['probes'] must be one of gunicorn's binds, not {probes!r}."
+        )
     return options
+
+
+def _sockets(bound: list[Any], probes: str | None) -> tuple[list[socket.socket], Any]:
+    """The sockets of the site, and that of the probes. `bound` are gunicorn's."""
+    if not probes:
+        return [each.sock for each in bound], None
+    try:
+        wanted = parse_address(probes)
+    except RuntimeError as exc:
+        raise SettingError(f"PROBES = {probes!r} is no address: {exc}") from None
+    names = [_name(each.sock) for each in bound]
+    for each, name in zip(bound, names, strict=True):
+        if wanted in (each.cfg_addr, name):
+            rest = [other.sock for other in bound if other is not each]
+            if not rest:
+                raise SettingError(
+                    f"PROBES = {probes!r} is gunicorn's only bind: add one for the site."
+                )
+            return rest, each.sock
+    binds = ", ".join(map(_bind, names))
+    raise SettingError(
+        f"PROBES = {probes!r} is none of gunicorn's binds, which are {binds}: add it to them, as "
+        f"bind = [{_bind(names[0])!r}, {probes!r}] in gunicorn.conf.py."
+    )
+
+
+def _name(sock: socket.socket) -> Any:
+    """The address of a listening socket, as `parse_address` writes it."""
+    name = sock.getsockname()
+    return name[:2] if isinstance(name, tuple) else name
+
+
+def _bind(name: Any) -> str:
+    if not isinstance(name, tuple):
+        return f"unix:{name}"
+    host, port = name
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _ssl_context(cfg: Any) -> ssl.SSLContext | None:

@@ -12,6 +12,7 @@ from django.test import override_settings
 from greenroom.application import AsyncDjangoApplication
 from greenroom.conf import Settings, pool_options, settings
 from greenroom.db.borrow import check_settings
+from greenroom.worker import _OPTIONS
 
 
 def test_defaults() -> None:
@@ -31,6 +32,11 @@ def test_defaults() -> None:
         ({"MAX_PARKED": True}, "must be a positive integer"),
         ({"QUEUE_TIMEOUT": "1"}, "must be a positive number of seconds"),
         ({"CANCEL_ON_DISCONNECT": 1}, "must be True or False"),
+        ({"STALL_THRESHOLD": "0.1"}, "must be a number of seconds, 0.01 or more, or None"),
+        ({"STALL_THRESHOLD": 0.001}, "must be a number of seconds, 0.01 or more, or None"),
+        ({"STALL_THRESHOLD": True}, "must be a number of seconds, 0.01 or more, or None"),
+        ({"PROBES": 8001}, 'must be one of gunicorn\'s binds, as "127.0.0.1:8001" or'),
+        ({"PROBES": ""}, "must be one of gunicorn's binds"),
         ({"LIFESPAN": 1}, "must be a dotted name or None"),
         ({"MAX_BODY": 0}, "must be a positive number of bytes, or None"),
         ({"MAX_BODY": True}, "must be a positive number of bytes, or None"),
@@ -58,6 +64,17 @@ def test_accepted() -> None:
         assert settings() == Settings(
             loop_safe=("a.*",), queue_timeout=1.5, lifespan="a.b", spool_quota=10
         )
+
+
+@pytest.mark.parametrize("threshold", [None, 0, 0.01, 2])
+def test_what_the_server_is_told(threshold: Any) -> None:
+    given = {"STALL_THRESHOLD": threshold, "PROBES": "unix:/run/p.sock", "MAX_PARKED": 7}
+    with override_settings(GREENROOM=given):
+        options = AsyncDjangoApplication().coroutine_wsgi_options
+    assert options["stall_threshold"] == threshold
+    assert options["probes"] == "unix:/run/p.sock"
+    assert options["max_parked"] == 7
+    assert set(options) == set(_OPTIONS)
 
 
 @pytest.mark.parametrize("name", ["nowhere.at_all", "project.settings.USE_TZ"])

@@ -233,16 +233,6 @@ def test_usr1_reopens_the_logs(tmp_path: Path) -> None:
         assert "/one" in (tmp_path / "old.log").read_text()
 
 
-@pytest.mark.setting("timeout", "worker_abort")
-def test_a_stuck_loop_is_aborted() -> None:
-    config = "timeout = 3\ndef worker_abort(worker): worker.log.info('hook: abort')\n"
-    with run("bare", extra_config=config) as server, server.connect() as sock:
-        sock.sendall(b"GET /stuck HTTP/1.1\r\nHost: h\r\n\r\n")
-        server.wait_for("hook: abort")
-        server.wait_for("greenroom: threads ", count=2)
-        assert httpx.get(server.url).status_code == 200
-
-
 def test_a_worker_ends_with_its_master() -> None:
     with run("bare") as server:
         worker = server.workers()[0]

@@ -8,5 +8,7 @@ from __future__ import annotations
 
 from .config import Config
 from .lifecycle import Hooks, Server
+from .probes import Group, Probes
+from .watchdog import Watchdog
 
-__all__ = ["Config", "Hooks", "Server"]
+__all__ = ["Config", "Group", "Hooks", "Probes", "Server", "Watchdog"]

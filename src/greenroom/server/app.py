@@ -48,8 +48,11 @@ then the process exits with its code.
 **Attributes of the application object** that the worker reads, all optional:
 
 ``coroutine_wsgi_options``   a mapping with `max_parked`, `queue_timeout` (seconds),
-                             `max_body` (bytes of a request's body; None: any number) and
-                             `spool_quota` (bytes of request bodies on disk; None: likewise)
+                             `max_body` (bytes of a request's body; None: any number),
+                             `spool_quota` (bytes of request bodies on disk; None: likewise),
+                             `stall_threshold` (seconds that the loop may not turn until
+                             that is logged; None: it isn't watched) and `probes` (which of
+                             the binds is for probes; see `greenroom.server.probes`)
 ``coroutine_wsgi_startup``   an async callable, awaited on the loop before the first
                              connection is accepted; a str that it returns is logged
 """

@@ -34,6 +34,7 @@ from typing import IO, Any, Protocol, TypeVar
 
 from ..errors import PeerError
 from ..loops import Home
+from . import stacks
 from .app import VERSION, Exchange, runs_on_loop
 from .body import Quota
 from .config import Config
@@ -46,8 +47,6 @@ T = TypeVar("T")
 
 # While draining, deadlines are looked at so often.
 _DRAIN_SWEEP = 0.1
-# Cancelled requests that are named.
-_NAMED = 10
 # The process or the system has no descriptor or memory left for a connection.
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -140,17 +139,27 @@ class Server:
             self.log.warning("The application raised SystemExit(%r): draining.", code)
         self.stop()
 
-    async def drain(self, timeout: float, clean_up: float = 1.0) -> None:
-        """Answer what has arrived, accept no more; cancel the rest after `timeout`.
-
-        What was cancelled has `clean_up` seconds to end.
-        """
-        deadline = self.loop.time() + timeout
+    def pause(self) -> None:
+        """Accept no more, but when `look` is called."""
         self.stopping.set()
         self._accept_less()
+
+    def look(self) -> None:
+        """Accept what waits, up to the bound of connections."""
+        for sock in self._sockets:
+            self._on_readable(sock)
+
+    async def drain(self, timeout: float, clean_up: float = 1.0, *, backlog: bool = True) -> None:
+        """Answer what has arrived, accept no more; cancel the rest after `timeout`.
+
+        What was cancelled has `clean_up` seconds to end. Without `backlog`, what was
+        not accepted yet is left to other processes.
+        """
+        deadline = self.loop.time() + timeout
+        self.pause()
         for sock in self._sockets:
             # Also past the bound of connections: the kernel resets what is left.
-            while not self.hurry and self._accept(sock):
+            while backlog and not self.hurry and self._accept(sock):
                 pass
             sock.close()
         self.draining = True
@@ -169,7 +178,10 @@ class Server:
     async def _cut(self, clean_up: float) -> None:
         """Cancel all that is left."""
         if self.exchanges:
-            self.log.warning("%s", _cancelling(self.exchanges))
+            number = len(self.exchanges)
+            noun = "request" if number == 1 else "requests"
+            names = stacks.names(sorted(map(stacks.name, self.exchanges)))
+            self.log.warning("Cancelling %d %s that did not end: %s", number, noun, names)
         tasks = [exchange.task for exchange in self.exchanges]
         for exchange in list(self.exchanges):
             exchange.cancel()
@@ -205,6 +217,10 @@ class Server:
         self._open -= 1
         if not self._accepting and not self.stopping.is_set():
             self._accept_more()
+
+    def current(self) -> str:
+        """What the loop runs, in words. May be asked by any thread."""
+        return stacks.current(self.loop, self.exchanges)
 
     def close_later(self, file: IO[bytes] | None) -> None:
         """Close the file of a body, which may wait for the disk."""
@@ -412,14 +428,6 @@ class Server:
             "server": f"Server: {self.config.server_software}\r\n",
             "date": f"Date: {formatdate(usegmt=True)}\r\n",
         }
-
-
-def _cancelling(exchanges: Iterable[Exchange]) -> str:
-    """What is said of requests that are cancelled; no query strings: they may be secret."""
-    names = sorted(f"{each.request.method} {each.request.path}" for each in exchanges)
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    noun = "request" if len(names) == 1 else "requests"
-    return f"Cancelling {len(names)} {noun} that did not end: {', '.join(names[:_NAMED])}{more}"
 
 
 def _status(code: int) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from gunicorn.config import Config, make_settings
+from gunicorn.util import parse_address
 
 from greenroom.server.app import runs_on_loop
 from greenroom.threads import Threads
@@ -164,9 +165,11 @@ def test_the_examples_run(drive: Any, tmp_path: Path) -> None:
 
 
 def test_the_configuration_is_gunicorns() -> None:
-    (source,) = blocks("worker.md")
+    worker, bind, settings = blocks("worker.md")
     config, names = Config(), {}
-    exec(source, {}, names)
+    exec(worker + bind, {}, names)
     for name, value in names.items():
         config.set(name, value)
     Worker.check_config(config, None)
+    exec(settings, {}, names)
+    assert parse_address(names["GREENROOM"]["PROBES"]) in config.address
