@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .application import AsyncDjangoApplication, get_wsgi_application
+    from .asgi import AsyncDjangoASGIApplication, get_asgi_application
     from .bridge import await_, bridged
     from .db.transaction import atomic
     from .decorators import sync_view
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "AsyncDjangoASGIApplication",
     "AsyncDjangoApplication",
     "Worker",
     "atomic",
     "await_",
     "bridged",
+    "get_asgi_application",
     "get_wsgi_application",
     "keep_on_disconnect",
     "loop_safe",
@@ -35,11 +38,13 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AsyncDjangoASGIApplication": "asgi",
     "AsyncDjangoApplication": "application",
     "Worker": "worker",
     "atomic": "db.transaction",
     "await_": "bridge",
     "bridged": "bridge",
+    "get_asgi_application": "asgi",
     "get_wsgi_application": "application",
     "keep_on_disconnect": "placement",
     "loop_safe": "placement",

@@ -6,6 +6,8 @@ key                         default  meaning
 ``PLACEMENT``               auto     ``"thread"``: no synchronous code runs on the loop
 ``LOOP_SAFE``               []       dotted names, with ``*``, of code that may run on
                                      the loop though it isn't in the table of known code
+``THREADS``                 8        requests that run synchronous code at a time under an
+                                     ASGI server; under gunicorn its own setting says it
 ``MAX_PARKED``              40       requests of coroutine views that hold a thread at a
                                      time, each with its own database connection
 ``QUEUE_TIMEOUT``           30       seconds a request waits for a place among them until
@@ -54,6 +56,7 @@ from django.core.signals import setting_changed
 class Settings:
     placement: str = "auto"
     loop_safe: tuple[str, ...] = ()
+    threads: int = 8
     max_parked: int = 40
     queue_timeout: float = 30.0
     cancel_on_disconnect: bool = True
@@ -132,7 +135,7 @@ def _checked_one(key: str, value: Any, alias: str | None = None) -> Any:
         case "LOOP_SAFE":
             good = isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
             value, wanted = tuple(value) if good else value, "a list of dotted names"
-        case "MAX_PARKED" | "SPOOL_QUOTA" | "DB_MAX_CONNECTIONS":
+        case "THREADS" | "MAX_PARKED" | "SPOOL_QUOTA" | "DB_MAX_CONNECTIONS":
             good = isinstance(value, int) and not isinstance(value, bool) and value > 0
             wanted = "a positive integer"
         case "MAX_BODY":

@@ -22,12 +22,14 @@ import inspect
 import logging
 from collections.abc import Callable
 from functools import update_wrapper
+from io import BytesIO
 from types import CoroutineType
 from typing import Any, ParamSpec, TypeVar
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured, MiddlewareNotUsed
+from django.core.handlers.asgi import ASGIRequest
 from django.core.handlers.base import BaseHandler
 from django.core.handlers.exception import response_for_exception
 from django.core.signals import request_finished
@@ -239,11 +241,19 @@ def closes_at_once(request: HttpRequest | None, response: HttpResponseBase | Non
     response = response or request.__dict__.get(_RESPONSE)
     return not isinstance(response, HttpResponseBase) or (
         type(response).close is HttpResponseBase.close
-        and type(request).close is HttpRequest.close
+        and _closes_at_once(request)
         and all(
             getattr(closer, "__self__", None) is request
             for closer in response._resource_closers  # type: ignore[attr-defined]
         )
+    )
+
+
+def _closes_at_once(request: HttpRequest) -> bool:
+    """Whether its own `close` runs no code but Django's, and waits for no disk."""
+    close = type(request).close
+    return close is HttpRequest.close or (
+        close is ASGIRequest.close and isinstance(request._stream, BytesIO)
     )
 
 

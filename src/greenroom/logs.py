@@ -38,6 +38,10 @@ NON_BLOCKING: frozenset[type[logging.Handler]] = frozenset(
 )
 
 
+# Those of test tools, which keep records to look at them at once.
+_OF_TESTS = frozenset({"_pytest.logging", "unittest._log"})
+
+
 class OffLoopHandler(logging.handlers.QueueHandler):
     """Stands in the place of a handler that may block, and knows its level and filters.
 
@@ -145,7 +149,10 @@ def take_off_loop() -> logging.handlers.QueueListener | None:
         if not isinstance(logger, logging.Logger):
             continue
         for index, handler in enumerate(logger.handlers):
-            if type(handler) in NON_BLOCKING or isinstance(handler, OffLoopHandler):
+            kind = type(handler)
+            if kind in NON_BLOCKING or kind.__module__ in _OF_TESTS:
+                continue
+            if isinstance(handler, OffLoopHandler):
                 continue
             if handler not in stand_ins:
                 stand_ins[handler] = OffLoopHandler(handler, listener.queue)

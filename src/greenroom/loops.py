@@ -3,12 +3,16 @@
 Every loop that serves requests has a `Home`: its threads, and an exit stack for
 what lives as long as the process (clients, pools, the project's lifespan).
 
-Under the worker the loop is the worker's. Everywhere else (another WSGI server,
-a management command, a shell) `background()` makes one, in a daemon thread of the
-process, when it is first needed. It is never shared over a fork: a child makes
-its own. It ends at exit, when `greenroom.shutting_down` is set, its tasks are
-cancelled and its lifespan is left: on the loop alone, since
-Python 3.12 starts no thread then, and executors have ended in every version.
+Under the worker the loop is the worker's. Under an ASGI server it is the server's:
+`here()` makes it a home when it is first needed, which ends with the loop. There may
+be several loops in a process, one after the other or each in a thread of its own.
+
+Everywhere else (another WSGI server, a management command, a shell) `background()`
+makes a loop, in a daemon thread of the process, when it is first needed. It is never
+shared over a fork: a child makes its own. It ends at exit, when
+`greenroom.shutting_down` is set, its tasks are cancelled and its lifespan is left: on
+the loop alone, since Python 3.12 starts no thread then, and executors have ended in
+every version.
 """
 
 from __future__ import annotations
@@ -19,9 +23,8 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Awaitable
+from collections.abc import AsyncGenerator, Awaitable
 from typing import Any, TypeVar, cast
-from weakref import WeakKeyDictionary
 
 from asgiref.sync import AsyncToSync, SyncToAsync
 
@@ -50,6 +53,9 @@ class Home:
         self.stack = contextlib.AsyncExitStack()
         # What the application keeps for this loop, by a key of its own.
         self.state: dict[Any, Any] = {}
+        # Of a loop that is somebody else's: ended by the loop when that ends.
+        self.end: AsyncGenerator[None, None] | None = None
+        self.pid = os.getpid()
 
     def register(self) -> None:
         """Make this the home of its loop, for `current` and for asgiref."""
@@ -70,6 +76,24 @@ def current() -> Home | None:
     """The home of the running loop, if it has one."""
     loop = asyncio._get_running_loop()
     return None if loop is None else _homes.get(loop)
+
+
+async def here(**limits: Any) -> Home:
+    """The home of the running loop, which is somebody else's; made if it has none.
+
+    `limits` are those of its `Threads`. It is left when the loop shuts its async
+    generators down, as all that is run by `asyncio.run` or a `Runner` does; for a
+    loop that is only stopped, at exit.
+    """
+    home = current()
+    if home is None:
+        _forget_closed_loops()
+        loop = asyncio.get_running_loop()
+        home = Home(loop, Threads(loop, **limits))
+        home.register()
+        home.end = _until_the_loop_ends(home)
+        await anext(home.end)
+    return home
 
 
 def background() -> Home:
@@ -108,10 +132,45 @@ def wait(awaitable: Awaitable[T]) -> T:
 
 bridge.set_fallback(wait)
 
-_homes: WeakKeyDictionary[asyncio.AbstractEventLoop, Home] = WeakKeyDictionary()
+# A home refers to its loop: each is taken out when it ends.
+_homes: dict[asyncio.AbstractEventLoop, Home] = {}
 _background: Home | None = None
 _thread: threading.Thread | None = None
 _starting = threading.Lock()
+
+
+async def _until_the_loop_ends(home: Home) -> AsyncGenerator[None, None]:
+    """The one thing that any loop tells us about its end is that it closes this."""
+    try:
+        yield
+    finally:
+        await _end(home)
+
+
+async def _end(home: Home) -> None:
+    try:
+        await home.aclose()
+    except Exception:
+        logger.exception("An error when a loop ended")
+
+
+def _forget_closed_loops() -> None:
+    """Those that were closed without a word: their threads have nothing to wait for."""
+    for loop, home in list(_homes.items()):
+        if loop.is_closed():
+            _homes.pop(loop, None)
+            AsyncToSync.loop_thread_executors.pop(loop, None)
+            home.threads.close()
+
+
+@atexit.register
+def _end_stopped_loops() -> None:
+    """At exit: of loops that servers stopped, and did not close, such as Twisted's."""
+    for loop, home in list(_homes.items()):
+        if home.end is None or home.pid != os.getpid():
+            continue
+        if not loop.is_closed() and not loop.is_running():
+            loop.run_until_complete(home.end.aclose())
 
 
 def _start() -> Home:

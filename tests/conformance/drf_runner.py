@@ -43,7 +43,7 @@ from django.core.signals import request_finished, request_started
 from django.db import close_old_connections, connections
 from runner import Report, Run
 
-from greenroom import application, bridge, handler
+from greenroom import application, bridge, exchange, handler
 from greenroom.db import borrow
 from greenroom.integrations import when_imported
 from greenroom.loops import Home
@@ -194,7 +194,7 @@ def _serve_requests() -> None:
     # Requests are in the test's scope, which outlives them.
     begin = borrow.begin
     borrow.begin = lambda name, **kwargs: borrow.current() or begin(name)
-    borrow.leave = application._tidy_connections = lambda *args: None
+    borrow.leave = exchange.tidy_connections = lambda *args: None
     for signal in (request_started, request_finished):
         signal.disconnect(close_old_connections)
     if Run.loop == "loop":
