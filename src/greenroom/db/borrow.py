@@ -102,8 +102,10 @@ class Scope:
         held = False
         with _unguarded():
             for wrapper in list(self.wrappers.values()):
-                wrapper.give_back_if_idle()
-                held = held or wrapper.connection is not None
+                # Not the one of a project that has no database.
+                if isinstance(wrapper, Wrapper):
+                    wrapper.give_back_if_idle()
+                    held = held or wrapper.connection is not None
         return held
 
     def close(self) -> None:
@@ -126,6 +128,8 @@ class Scope:
         wrappers, self.wrappers = self.wrappers, {}
         with _unguarded():
             for wrapper in wrappers.values():
+                if not isinstance(wrapper, Wrapper):
+                    continue
                 try:
                     wrapper.end()
                 except Exception:

@@ -10,6 +10,8 @@ from django.core.exceptions import SynchronousOnlyOperation
 from django.db import connection, connections
 from django.db.backends.signals import connection_created
 
+from driver import Site
+from greenroom.db import borrow
 from orm import Database, forget_wrapper
 from project.own_backend import base
 from project.shop.models import Customer
@@ -48,6 +50,25 @@ def test_a_subclass_of_django_s_backend_keeps_its_ways(own: Database, placement:
     assert len(base.made) >= (2 if placement == "loop" else 1)
     assert seen
     assert set(seen) == {(base.DatabaseWrapper, True)}
+
+
+def test_a_project_that_has_no_database(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Django has a wrapper for it all the same, which somebody may look at."""
+    dummy = {**connections.settings["default"], "ENGINE": "django.db.backends.dummy"}
+    monkeypatch.setitem(connections.settings, "none", dummy)
+
+    async def main(site: Site) -> bool:
+        scope = borrow.begin("a test")
+        assert connections["none"].alias == "none"
+        held = scope.suspend()
+        scope.close()
+        return held
+
+    with Site("loop") as site:
+        assert site.run(main) is False
+    assert not caplog.records
 
 
 def test_a_database_in_memory_stays_on_threads(database: Database) -> None:
