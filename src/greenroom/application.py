@@ -16,11 +16,14 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from shutil import copyfileobj
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any
 
 import django
 from asgiref.sync import markcoroutinefunction
 from django.apps import apps
+from django.conf import settings
 from django.core import signals
 from django.core.exceptions import ImproperlyConfigured
 from django.core.handlers.wsgi import WSGIRequest, get_path_info, get_script_name
@@ -30,7 +33,7 @@ from django.urls import set_script_prefix
 from django.utils.module_loading import import_string
 
 from . import bridge, conf, exchange, handler, integrations, logs, loops, patches, warm
-from .bodies import Pulled, nothing, stream
+from .bodies import Nothing, Pulled, nothing, once, stream
 from .bridge import await_
 from .db import borrow, selftest
 from .exchange import Exchange, StartResponse
@@ -189,22 +192,32 @@ class AsyncDjangoApplication(Application):
         if state is _UNSET:
             state = await_(self.state_of(home))
         made = _WSGIExchange(self, environ, state)
+        body = _chunked_body(environ)
         try:
             response = made.respond()
             start_response(made.status, made.headers)
         except BaseException:
-            made.close()
+            try:
+                made.close()
+            finally:
+                if body is not None:
+                    body.close()
             raise
+        if body is not None:
+            response._resource_closers.append(body.close)  # type: ignore[attr-defined]
         # The server closes it, when it has sent it: then the thread's wrappers are the next
         # request's.
         response._resource_closers.append(made.leave)  # type: ignore[attr-defined]
+        if made.omits_body:
+            # waitress, for one, would send it.
+            return Nothing(response.close)
         file = made.file_of(response)
         if file is not None:
             # Servers close the wrapper, which closes what it wraps.
-            file.close = response.close
+            file.close = once(response.close)
             return environ["wsgi.file_wrapper"](file, response.block_size)  # type: ignore[attr-defined]
         if getattr(response, "is_async", False):
-            return Pulled(home, stream(response, made.source, nothing), response.close)
+            return Pulled(home, stream(response, made.source, nothing), once(response.close))
         return response
 
 
@@ -235,6 +248,29 @@ class _WSGIExchange(Exchange):
     @property
     def file_wrapper(self) -> Any:
         return self.environ.get("wsgi.file_wrapper")
+
+
+def _chunked_body(environ: Environ) -> IO[bytes] | None:
+    """Receive a body without a length, which Django would take for empty.
+
+    That is for servers that say where it ends, as gunicorn's workers do.
+    """
+    if environ.get("CONTENT_LENGTH") or not environ.get("wsgi.input_terminated"):
+        return None
+    if "chunked" not in environ.get("HTTP_TRANSFER_ENCODING", "").lower():
+        return None
+    body = SpooledTemporaryFile(  # noqa: SIM115 - closed with the response
+        settings.FILE_UPLOAD_MAX_MEMORY_SIZE, dir=settings.FILE_UPLOAD_TEMP_DIR
+    )
+    try:
+        copyfileobj(environ["wsgi.input"], body)
+        environ["CONTENT_LENGTH"] = str(body.tell())
+        body.seek(0)
+    except BaseException:
+        body.close()
+        raise
+    environ["wsgi.input"] = body
+    return body
 
 
 def _shared_connections() -> int:

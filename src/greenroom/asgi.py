@@ -12,9 +12,6 @@ one of the server's task. While the answer is being closed it isn't cancelled.
 The body is received whole before the request begins: in memory up to Django's
 ``FILE_UPLOAD_MAX_MEMORY_SIZE``, then in a temporary file, written off the loop,
 within ``GREENROOM["SPOOL_QUOTA"]``.
-
-What an answer to HEAD, a 204 or a 304 has for a body is never sent: not every server
-sees to that.
 """
 
 from __future__ import annotations
@@ -118,11 +115,14 @@ class AsyncDjangoASGIApplication(Application):
         state = await self.state_of(home)
         body = _Body(self.quota)
         try:
-            stream = await body.receive(scope, receive)
+            try:
+                stream = await body.receive(scope, receive)
+            except PeerError as exc:
+                await _refuse(send, exc.status)
+                return
             if stream is not None:
-                await _Request(self, home, scope, stream, state, send).serve(receive)
-        except PeerError as exc:
-            await _refuse(send, exc.status)
+                exchange = _ASGIExchange(self, scope, stream, body.size, state)
+                await _Request(home, exchange, send).serve(receive)
         finally:
             body.close(home.loop)
 
@@ -147,6 +147,7 @@ class _Body:
             django_settings.FILE_UPLOAD_TEMP_DIR,
             quota,
         )
+        self.size = 0
 
     async def receive(self, scope: Message, receive: Receive) -> BinaryIO | None:
         """The complete body; None if the client left before. Raises `PeerError`."""
@@ -154,22 +155,24 @@ class _Body:
         message = await receive()
         if message["type"] == "http.request" and not message.get("more_body"):
             # As a rule; there is nothing to spare any more.
-            return io.BytesIO(message.get("body", b""))
+            whole = message.get("body", b"")
+            self.size = len(whole)
+            return io.BytesIO(whole)
         length = _length(scope)
         if length is not None:
             spool.expect(length)
-        loop = asyncio.get_running_loop()
         while True:
             if message["type"] == "http.disconnect":
                 return None
             spool.add(message.get("body", b""))
             if spool.due:
-                await loop.run_in_executor(None, spool.flush)
+                await _to_its_end(spool.flush)
             if not message.get("more_body"):
                 break
             message = await receive()
+        self.size = spool.size
         if spool.on_disk:
-            await loop.run_in_executor(None, spool.rewind)
+            await _to_its_end(spool.rewind)
         return spool.open()
 
     def close(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -180,6 +183,20 @@ class _Body:
             except RuntimeError:
                 # The loop ends.
                 file.close()
+
+
+async def _to_its_end(fn: Callable[[], object]) -> None:
+    """Run what waits for the disk; a cancellation meanwhile is raised after it."""
+    done = asyncio.get_running_loop().run_in_executor(None, fn)
+    cancelled: CancelledError | None = None
+    while not done.done():
+        try:
+            await asyncio.wait([done])
+        except CancelledError as exc:
+            cancelled = exc
+    if cancelled is not None:
+        raise cancelled
+    done.result()
 
 
 def _length(scope: Message) -> int | None:
@@ -207,22 +224,18 @@ class _Request:
 
     def __init__(
         self,
-        application: AsyncDjangoASGIApplication,
         home: loops.Home,
-        scope: Message,
-        stream: BinaryIO,
-        state: Any,
+        exchange: _ASGIExchange,
         send: Send,
     ) -> None:
         self._home = home
-        self._exchange = _ASGIExchange(application, scope, stream, state)
+        self._exchange = exchange
         self._send_message = send
         self._cancelled = False
         self._closing = False
         # Whether the client has left.
         self._gone = False
         self._head: Message = {}
-        self._omits_body = False
 
     async def serve(self, receive: Receive) -> None:
         """Answer; return when that is done, or the client has left."""
@@ -289,23 +302,15 @@ class _Request:
             pass
 
     def _start_response(self, status: str, headers: list[tuple[str, str]]) -> None:
-        code = int(status[:3])
-        bare = code in (204, 304)
-        self._omits_body = bare or self._exchange.method == "HEAD"
         self._head = {
             "type": "http.response.start",
-            "status": code,
-            "headers": [
-                (name.encode("ascii"), value.encode("latin-1"))
-                for name, value in headers
-                # Of a body that isn't sent: servers would wait for it.
-                if not (bare and name.lower() == "content-length")
-            ],
+            "status": int(status[:3]),
+            "headers": [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers],
         }
 
     async def _send(self, body: Any) -> None:
         await self._post(self._head)
-        if self._omits_body:
+        if self._exchange.omits_body:
             await self._post({"type": "http.response.body"})
         elif isinstance(body, list):
             await self._post({"type": "http.response.body", "body": b"".join(body)})
@@ -354,11 +359,13 @@ class _ASGIExchange(Exchange):
         application: AsyncDjangoASGIApplication,
         scope: Message,
         stream: BinaryIO,
+        size: int,
         state: Any,
     ) -> None:
         super().__init__(application, scope["method"].upper(), state)
         self._asgi_scope = scope
         self._stream = stream
+        self._size = size
 
     @property
     def name(self) -> str:
@@ -374,7 +381,11 @@ class _ASGIExchange(Exchange):
         signals.request_started.send(sender=type(self.application), scope=self._asgi_scope)
 
     def make_request(self) -> HttpRequest:
-        return self.application.request_class(self._asgi_scope, self._stream)
+        request = self.application.request_class(self._asgi_scope, self._stream)
+        if self._size:
+            # A chunked body has none, and Django would take it for empty.
+            request.META.setdefault("CONTENT_LENGTH", str(self._size))
+        return request
 
     @property
     def file_wrapper(self) -> Any:

@@ -116,6 +116,33 @@ async def parts_of(held: Held) -> AsyncIterator[bytes]:
         yield part
 
 
+class Nothing:
+    """No body, of a response that is closed all the same."""
+
+    def __init__(self, close: Callable[[], object]) -> None:
+        self.close = close
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(())
+
+
+def once(close: Callable[[], object]) -> Callable[[], None]:
+    """`close`, which must not be called twice, for those who do.
+
+    In a wrapper, ``yield from`` closes what it delegates to, if that is an iterator with a
+    `close`, and ``finally`` does it again.
+    """
+    closed = False
+
+    def inner() -> None:
+        nonlocal closed
+        if not closed:
+            closed = True
+            close()
+
+    return inner
+
+
 class Pulled:
     """A coroutine stream as a plain iterator, for a server that knows no others.
 

@@ -69,6 +69,8 @@ class Exchange(ABC):
         self.on_loop = False
         self.status = ""
         self.headers: list[tuple[str, str]] = []
+        # Whether the answer has none that may be sent: to HEAD, 204, 304.
+        self.omits_body = False
         # A coroutine view's own iterator, which a middleware may have wrapped.
         self.source: Any = None
         # Whose database wrappers are used.
@@ -167,8 +169,10 @@ class Exchange(ABC):
         self.response = response
         response._handler_class = type(application)  # type: ignore[attr-defined]
         self.status = f"{response.status_code} {response.reason_phrase}"
+        code = response.status_code
+        self.omits_body = self.method == "HEAD" or code in (204, 304)
         self.headers = [
-            *response.items(),
+            *(field for field in response.items() if not _is_forbidden(code, *field)),
             *(
                 ("Set-Cookie", cookie.output(header="").strip())
                 for cookie in response.cookies.values()
@@ -306,6 +310,18 @@ class Exchange(ABC):
         wrapper = self.file_wrapper(file, response.block_size)
         wrapper.aclose = self.aclose
         return wrapper
+
+
+def _is_forbidden(status: int, name: str, value: str) -> bool:
+    """Whether it is a length in an answer that has no body: RFC 9110, 8.6.
+
+    With 304 it may stand for that of another answer, which servers take for this one's.
+    """
+    return (
+        status in (204, 304)
+        and name.lower() == "content-length"
+        and not (status == 304 and value == "0")
+    )
 
 
 def _giving_back(iterator: Iterator[bytes]) -> Iterator[bytes]:

@@ -32,6 +32,7 @@ urlpatterns = [
     path("on-thread/", views.held_on_thread),
     path("file/", views.file),
     path("upload/", views.upload),
+    path("size/", views.size),
     path("sync-to-async/", views.calls),
     path("async-to-sync/", views.async_to_sync_view),
     path("plain-async-to-sync/", views.plain_async_to_sync),

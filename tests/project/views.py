@@ -255,6 +255,10 @@ async def upload(request):
     return JsonResponse({name: file.read().decode() for name, file in request.FILES.items()})
 
 
+async def size(request):
+    return HttpResponse(str(len(request.body)))
+
+
 async def calls(request):
     """The calls of one request run one at a time, in order, and may wait in turn."""
     order = []

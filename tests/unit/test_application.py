@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from wsgiref.util import FileWrapper
@@ -116,6 +117,135 @@ def test_a_file_through_the_wrapper_of_any_server() -> None:
         assert b"".join(result) == b"file content"
         result.close()
         assert file.closed
+
+
+@pytest.fixture
+def finished() -> Iterator[list[int]]:
+    sent: list[int] = []
+
+    def receiver(**kwargs: Any) -> None:
+        sent.append(1)
+
+    request_finished.connect(receiver)
+    yield sent
+    request_finished.disconnect(receiver)
+
+
+@pytest.mark.parametrize("path", ["/file/", "/stream/", "/sync-stream/", "/hello/"])
+def test_a_wrapper_that_closes_twice(path: str, finished: list[int]) -> None:
+    """``yield from`` closes what it delegates to when it is closed itself."""
+
+    def wrapper(environ: Any, start_response: Any) -> Any:
+        iterable = site.app(environ, start_response)
+        try:
+            yield from iterable
+        finally:
+            iterable.close()
+
+    with Site("auto") as site:
+        environ = driver.environ_of(path, **{"wsgi.file_wrapper": FileWrapper})
+        del environ["wsgi.async"]
+        result = wrapper(environ, lambda *args: None)
+        assert next(result)
+        result.close()
+    assert finished == [1]
+
+
+@pytest.mark.parametrize("path", ["/hello/", "/plain/", "/stream/", "/sync-stream/", "/file/"])
+def test_no_body_for_head(path: str, finished: list[int]) -> None:
+    """Not every WSGI server sees to it. A stream isn't begun."""
+    views.events.clear()
+    with Site("auto") as site:
+        answer = serve_on_thread(
+            site.app, path, method="HEAD", **{"wsgi.file_wrapper": FileWrapper}
+        )
+    assert (answer.code, answer.body) == (200, b"")
+    assert views.events == []
+    assert finished == [1]
+
+
+@pytest.mark.parametrize("code", [204, 304])
+def test_no_body_where_none_may_be(code: int, finished: list[int]) -> None:
+    with Site("auto", middleware=("django.middleware.common.CommonMiddleware",)) as site:
+        answer = serve_on_thread(site.app, f"/status/{code}/")
+    assert (answer.code, answer.body) == (code, b"")
+    assert answer.header("Content-Length") == (None if code == 204 else "0")
+    assert finished == [1]
+
+
+@pytest.mark.parametrize("size", [10, 3 << 20])
+def test_a_body_in_chunks_under_other_servers(size: int, finished: list[int]) -> None:
+    """Without a length Django takes it for empty. A server says whether it may be read."""
+    body = b"x" * size
+    chunked = {"HTTP_TRANSFER_ENCODING": "chunked", "CONTENT_LENGTH": ""}
+    with Site("auto", DATA_UPLOAD_MAX_MEMORY_SIZE=None) as site:
+        for ends, found in ((True, size), (False, 0)):
+            answer = serve_on_thread(
+                site.app,
+                "/size/",
+                method="POST",
+                **{"wsgi.input": io.BytesIO(body), "wsgi.input_terminated": ends, **chunked},
+            )
+            assert answer.text == str(found)
+    assert finished == [1, 1]
+
+
+def test_a_body_in_chunks_that_breaks_off(finished: list[int]) -> None:
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise OSError("the client has left")
+
+    with Site("auto") as site, pytest.raises(OSError, match="has left"):
+        serve_on_thread(
+            site.app,
+            "/size/",
+            method="POST",
+            **{"wsgi.input": Broken(), "wsgi.input_terminated": True},
+            HTTP_TRANSFER_ENCODING="chunked",
+            CONTENT_LENGTH="",
+        )
+    assert finished == []
+
+
+def test_log_handlers_at_the_end_of_the_background_loop() -> None:
+    """Those that may be slow are off the loop, and write all that is queued at exit."""
+    code = """
+import asyncio, logging, sys, threading
+sys.path.insert(0, "tests")
+import os
+os.environ["DJANGO_SETTINGS_MODULE"] = "project.settings"
+import django
+django.setup(set_prefix=False)
+
+class Slow(logging.Handler):
+    def emit(self, record):
+        where = threading.current_thread().name
+        print(record.getMessage(), where != "greenroom-background", flush=True)
+
+logger = logging.getLogger("shop")
+logger.addHandler(Slow())
+from greenroom import get_wsgi_application, loops
+import driver
+app = get_wsgi_application()
+environ = driver.environ_of("/hello/")
+del environ["wsgi.async"]
+list(app(environ, lambda *args: None))
+
+async def say():
+    for index in range(3):
+        logger.error("%d", index)
+
+asyncio.run_coroutine_threadsafe(say(), loops.background().loop).result(5)
+"""
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": ":".join(sys.path)},
+        timeout=60,
+    )
+    assert (ran.stdout.splitlines(), ran.stderr) == (["0 True", "1 True", "2 True"], "")
 
 
 def test_a_file_through_the_wrapper_on_the_loop(site: Site) -> None:
