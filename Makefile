@@ -23,10 +23,11 @@ test: $(STAMP)
 
 # Django's own tests in a bridge on the event loop, and those of Django REST framework through
 # our application, on SQLite and PostgreSQL, compared with what they do without: more of them
-# than `make test` runs. SUITES="basic queries" or SUITES=rest_framework for some;
-# DATABASE=sqlite, LOOP=uvloop for one.
+# than `make test` runs. Then a site under every server. SUITES="basic queries",
+# SUITES=rest_framework or SUITES=servers for some; DATABASE=sqlite, LOOP=uvloop for one.
 conformance: $(STAMP)
 	@scripts/debian.sh $(POSTGRESQL) "nothing can be compared on it"
+	@scripts/debian.sh apxs apache2-dev "mod_wsgi is left out" || true
 	GREENROOM_CONFORMANCE_SUITES="$(or $(SUITES),all)" $(BIN)/python -m pytest -q -s \
 	    -p no:randomly tests/conformance -k "$(or $(DATABASE),test) and $(or $(LOOP),test)"
 

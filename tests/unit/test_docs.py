@@ -137,6 +137,12 @@ def test_frameworks() -> None:
     assert placement.coroutine
 
 
+def test_other_servers() -> None:
+    asgi, wsgi = blocks("docs/other-servers.md")
+    assert isinstance(run(asgi)["application"], greenroom.AsyncDjangoASGIApplication)
+    assert isinstance(run(wsgi)["application"], AsyncDjangoApplication)
+
+
 def test_settings() -> None:
     setting, lifespan, events, views = blocks("docs/settings.md")
     given = run(setting)["GREENROOM"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 
 SECRET_KEY = "for tests only"
 ALLOWED_HOSTS = ["127.0.0.1"]
@@ -20,6 +21,12 @@ MIDDLEWARE = json.loads(
         ),
     )
 )
+DATABASES = {
+    "default": {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": os.path.join(tempfile.gettempdir(), f"greenroom-site-{os.getpid()}.sqlite3"),
+    }
+}
 USE_TZ = True
 GREENROOM = json.loads(os.environ.get("SITE_GREENROOM", "{}"))
 LOGGING = {

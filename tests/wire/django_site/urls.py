@@ -7,9 +7,12 @@ import tempfile
 import threading
 import time
 import urllib.request
+from contextvars import ContextVar
 
 import httpx
-from django.core.signals import request_finished
+from asgiref.sync import sync_to_async
+from django.core.signals import request_finished, request_started
+from django.db import connections
 from django.http import FileResponse, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.urls import path
 from django.views.decorators.csrf import csrf_exempt
@@ -25,6 +28,22 @@ def count_finished(**kwargs):
 
 
 request_finished.connect(count_finished)
+
+
+def whereabouts():
+    return threading.get_ident(), id(connections["default"])
+
+
+begun_at = ContextVar("begun_at")
+
+
+@loop_safe
+def note_begin(**kwargs):
+    begun_at.set(whereabouts())
+    seen.append("started")
+
+
+request_started.connect(note_begin)
 
 
 async def hello(request):
@@ -72,6 +91,34 @@ async def stream(request):
     return response
 
 
+def plain_ticks(request):
+    def parts():
+        try:
+            while True:
+                yield b"tick\n"
+                time.sleep(0.05)
+        finally:
+            seen.append("stream closed")
+
+    response = StreamingHttpResponse(parts())
+    response._resource_closers.append(lambda: seen.append("response closed"))
+    return response
+
+
+async def flood(request):
+    """Blocks without end, as fast as they are taken; their number is among the events."""
+
+    async def parts():
+        try:
+            while True:
+                seen.append("block")
+                yield b"x" * 2**16
+        finally:
+            seen.append("flood closed")
+
+    return StreamingHttpResponse(parts())
+
+
 async def broken_stream(request):
     async def parts():
         yield b"first"
@@ -89,7 +136,32 @@ def plain_stream(request):
 
 
 async def events(request):
-    return JsonResponse({"seen": seen, "threads": threading.active_count(), "pid": os.getpid()})
+    return JsonResponse(
+        {
+            "seen": seen,
+            "threads": threading.active_count(),
+            "pid": os.getpid(),
+            "loop": id(asyncio.get_running_loop()),
+        }
+    )
+
+
+async def fetch(request):
+    """By the client that lasts."""
+    answer = await request.lifespan.get(request.GET["url"])
+    return HttpResponse(answer.content)
+
+
+async def own(request):
+    """Whether calls come back to where the request began: the thread, the connection."""
+    thread, connection = begun_at.get()
+    calls = [await sync_to_async(whereabouts)() for _ in range(3)]
+    return JsonResponse(
+        {
+            "thread": {each for each, _ in calls} == {thread},
+            "connection": {each for _, each in calls} == {connection, id(connections["default"])},
+        }
+    )
 
 
 async def exits(request):
@@ -141,6 +213,10 @@ urlpatterns = [
     path("stream/", stream),
     path("broken-stream/", broken_stream),
     path("plain-stream/", plain_stream),
+    path("plain-ticks/", plain_ticks),
+    path("flood/", flood),
+    path("fetch/", fetch),
+    path("own/", own),
     path("events/", events),
     path("exits/", exits),
     path("calls-back/", calls_back),
