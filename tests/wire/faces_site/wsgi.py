@@ -1,0 +1,9 @@
+"""Our application, over WSGI."""
+
+import os
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "faces_site.settings")
+
+from greenroom import get_wsgi_application
+
+application = get_wsgi_application()
