@@ -74,8 +74,8 @@ class AsyncDjangoASGIApplication(Application):
             await self._live(receive, send)
         else:
             raise ValueError(
-                f"Greenroom serves HTTP requests, not ASGI's scope {scope['type']!r}: send those "
-                "to another application, as Channels' ProtocolTypeRouter does."
+                f"Django can only handle ASGI/HTTP connections, not {scope['type']}. Give such a "
+                "scope to another application, as Channels' ProtocolTypeRouter does."
             )
 
     async def _home(self) -> loops.Home:
@@ -311,7 +311,7 @@ class _Request:
     async def _send(self, body: Any) -> None:
         await self._post(self._head)
         if self._exchange.omits_body:
-            await self._post({"type": "http.response.body"})
+            await self._post({"type": "http.response.body", "body": b""})
         elif isinstance(body, list):
             await self._post({"type": "http.response.body", "body": b"".join(body)})
         else:
@@ -324,7 +324,7 @@ class _Request:
                 if burst > _BURST:
                     burst = 0
                     await asyncio.sleep(0)
-            await self._post({"type": "http.response.body"})
+            await self._post({"type": "http.response.body", "body": b""})
 
     async def _post(self, message: Message) -> None:
         if self._gone:
@@ -353,6 +353,7 @@ class _ASGIExchange(Exchange):
     """A request as ASGI gives it."""
 
     application: AsyncDjangoASGIApplication
+    waits_for_thread = True
 
     def __init__(
         self,

@@ -23,6 +23,7 @@ the faces' subclasses.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from abc import ABC, abstractmethod
 from asyncio import CancelledError
@@ -58,6 +59,10 @@ class Application(Protocol):
 class Exchange(ABC):
     """One request and its response."""
 
+    # Whether the answer ends after what its thread does: `request_finished`, mostly. The
+    # worker has a drain that waits for threads; others are told by our return.
+    waits_for_thread = False
+
     def __init__(self, application: Application, method: str, state: Any) -> None:
         self.application = application
         self.method = method
@@ -75,6 +80,8 @@ class Exchange(ABC):
         self.source: Any = None
         # Whose database wrappers are used.
         self.scope: borrow.Scope | None = None
+        # Done when the thread of the request is, if that is waited for.
+        self._thread_ended: asyncio.Future[None] | None = None
         # Whether `request_started` was sent, and whether somebody sees to the end.
         self._begun = False
         self._claimed = False
@@ -114,6 +121,8 @@ class Exchange(ABC):
             if placement.on_loop:
                 answer = self._body_on_loop(home.threads, await run(self.respond))
             else:
+                if self.waits_for_thread:
+                    self._thread_ended = home.loop.create_future()
                 made = await home.threads.run(self._on_thread, parks=placement.coroutine)
                 answer = self._body_from_thread(made)
             start_response(self.status, self.headers)
@@ -233,9 +242,15 @@ class Exchange(ABC):
     def _end_on_thread(self) -> None:
         """On a thread of the worker, whose next user is another request."""
         try:
-            self._end()
+            try:
+                self._end()
+            finally:
+                tidy_connections()
         finally:
-            tidy_connections()
+            ended = self._thread_ended
+            if ended is not None:
+                with contextlib.suppress(RuntimeError):  # the loop is closed
+                    ended.get_loop().call_soon_threadsafe(_resolve, ended)
 
     # Placement loop.
 
@@ -297,6 +312,8 @@ class Exchange(ABC):
 
     def _body_from_thread(self, made: Any) -> Any:
         if isinstance(made, Parts):
+            if self._thread_ended is not None:
+                made.aclose = self._wait_for_thread
             return made
         if isinstance(made, Held):
             return Stream(parts_of(made), None, made.release)
@@ -305,11 +322,20 @@ class Exchange(ABC):
             return self._wrapped(made, file)
         return stream(made, self.source, self.aclose)
 
+    async def _wait_for_thread(self) -> None:
+        assert self._thread_ended is not None
+        await self._thread_ended
+
     def _wrapped(self, response: Any, file: Any) -> Any:
         assert self.file_wrapper is not None
         wrapper = self.file_wrapper(file, response.block_size)
         wrapper.aclose = self.aclose
         return wrapper
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _is_forbidden(status: int, name: str, value: str) -> bool:
