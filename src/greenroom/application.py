@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Mapping
-from shutil import copyfileobj
+from http import HTTPStatus
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any
 
@@ -36,10 +36,14 @@ from . import bridge, conf, exchange, handler, integrations, logs, loops, patche
 from .bodies import Nothing, Pulled, nothing, once, stream
 from .bridge import await_
 from .db import borrow, selftest
+from .errors import PeerError
 from .exchange import Exchange, StartResponse
 from .placement import views
 
 Environ = dict[str, Any]
+
+# A body is read in pieces of this size.
+_BLOCK = 1 << 16
 
 
 def get_wsgi_application() -> AsyncDjangoApplication:
@@ -192,7 +196,12 @@ class AsyncDjangoApplication(Application):
         if state is _UNSET:
             state = await_(self.state_of(home))
         made = _WSGIExchange(self, environ, state)
-        body = _chunked_body(environ)
+        try:
+            body = _chunked_body(environ, self.settings.max_body)
+        except PeerError as exc:
+            text = HTTPStatus(exc.status).phrase
+            start_response(f"{exc.status} {text}", [("Content-Type", "text/plain")])
+            return [f"{text}\n".encode()]
         try:
             response = made.respond()
             start_response(made.status, made.headers)
@@ -250,10 +259,11 @@ class _WSGIExchange(Exchange):
         return self.environ.get("wsgi.file_wrapper")
 
 
-def _chunked_body(environ: Environ) -> IO[bytes] | None:
+def _chunked_body(environ: Environ, limit: int | None) -> IO[bytes] | None:
     """Receive a body without a length, which Django would take for empty.
 
-    That is for servers that say where it ends, as gunicorn's workers do.
+    That is for servers that say where it ends, as gunicorn's workers do. Raises `PeerError`
+    if it is longer than `limit`.
     """
     if environ.get("CONTENT_LENGTH") or not environ.get("wsgi.input_terminated"):
         return None
@@ -263,7 +273,10 @@ def _chunked_body(environ: Environ) -> IO[bytes] | None:
         settings.FILE_UPLOAD_MAX_MEMORY_SIZE, dir=settings.FILE_UPLOAD_TEMP_DIR
     )
     try:
-        copyfileobj(environ["wsgi.input"], body)
+        while data := environ["wsgi.input"].read(_BLOCK):
+            body.write(data)
+            if limit is not None and body.tell() > limit:
+                raise PeerError(413, "a body over the limit")
         environ["CONTENT_LENGTH"] = str(body.tell())
         body.seek(0)
     except BaseException:

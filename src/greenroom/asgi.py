@@ -11,7 +11,7 @@ one of the server's task. While the answer is being closed it isn't cancelled.
 
 The body is received whole before the request begins: in memory up to Django's
 ``FILE_UPLOAD_MAX_MEMORY_SIZE``, then in a temporary file, written off the loop,
-within ``GREENROOM["SPOOL_QUOTA"]``.
+within ``GREENROOM["MAX_BODY"]`` and ``["SPOOL_QUOTA"]``.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class AsyncDjangoASGIApplication(Application):
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
         home = await self._home()
         state = await self.state_of(home)
-        body = _Body(self.quota)
+        body = _Body(self.quota, self.settings.max_body)
         try:
             try:
                 stream = await body.receive(scope, receive)
@@ -141,7 +141,8 @@ async def _threads_end(home: loops.Home) -> None:
 class _Body:
     """The body of a request, while it lasts."""
 
-    def __init__(self, quota: Quota) -> None:
+    def __init__(self, quota: Quota, limit: int | None) -> None:
+        self._limit = limit
         self._spool = Spool(
             django_settings.FILE_UPLOAD_MAX_MEMORY_SIZE,
             django_settings.FILE_UPLOAD_TEMP_DIR,
@@ -157,14 +158,17 @@ class _Body:
             # As a rule; there is nothing to spare any more.
             whole = message.get("body", b"")
             self.size = len(whole)
+            self._look(self.size)
             return io.BytesIO(whole)
         length = _length(scope)
         if length is not None:
+            self._look(length)
             spool.expect(length)
         while True:
             if message["type"] == "http.disconnect":
                 return None
             spool.add(message.get("body", b""))
+            self._look(spool.size)
             if spool.due:
                 await _to_its_end(spool.flush)
             if not message.get("more_body"):
@@ -174,6 +178,10 @@ class _Body:
         if spool.on_disk:
             await _to_its_end(spool.rewind)
         return spool.open()
+
+    def _look(self, size: int) -> None:
+        if self._limit is not None and size > self._limit:
+            raise PeerError(413, "a body over the limit")
 
     def close(self, loop: asyncio.AbstractEventLoop) -> None:
         file = self._spool.close()

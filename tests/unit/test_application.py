@@ -190,6 +190,21 @@ def test_a_body_in_chunks_under_other_servers(size: int, finished: list[int]) ->
     assert finished == [1, 1]
 
 
+def test_the_largest_body_in_chunks(finished: list[int]) -> None:
+    with Site("auto", GREENROOM={"MAX_BODY": 1000}) as site:
+        for size, code in ((1000, 200), (1001, 413)):
+            answer = serve_on_thread(
+                site.app,
+                "/size/",
+                method="POST",
+                **{"wsgi.input": io.BytesIO(b"x" * size), "wsgi.input_terminated": True},
+                HTTP_TRANSFER_ENCODING="chunked",
+                CONTENT_LENGTH="",
+            )
+            assert answer.code == code
+    assert finished == [1]
+
+
 def test_a_body_in_chunks_that_breaks_off(finished: list[int]) -> None:
     class Broken(io.BytesIO):
         def read(self, size: int | None = -1) -> bytes:

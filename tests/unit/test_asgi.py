@@ -620,6 +620,21 @@ def test_the_quota_of_bodies() -> None:
         site.serve(main)
 
 
+def test_the_largest_body() -> None:
+    async def main(site: ASGISite) -> None:
+        for items in ([b"x" * 1001], [b"x" * 1000, b"x"]):
+            assert (await ask(site.asgi, "/length/", "POST", body=items)).code == 413
+        announced = [(b"host", b"testserver"), (b"content-length", b"1001")]
+        exchange = Exchange(site.asgi, "/length/", "POST", body=None, headers=announced)
+        # Refused before it is sent.
+        exchange.give({"type": "http.request", "body": b"x", "more_body": True})
+        assert (await exchange.answer()).code == 413
+        assert (await ask(site.asgi, "/length/", "POST", body=[b"x" * 999, b"x"])).code == 200
+
+    with ASGISite("loop", GREENROOM={"MAX_BODY": 1000}) as site:
+        site.serve(main)
+
+
 # The lifespan, and loops.
 
 
