@@ -204,7 +204,7 @@ class AsyncDjangoApplication(Application):
             return [f"{text}\n".encode()]
         try:
             response = made.respond()
-            start_response(made.status, made.headers)
+            start_response(made.status, made.fields())
         except BaseException:
             try:
                 made.close()

@@ -313,7 +313,10 @@ class _Request:
         self._head = {
             "type": "http.response.start",
             "status": int(status[:3]),
-            "headers": [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers],
+            "headers": [
+                (name.encode("ascii"), value.encode("latin-1"))
+                for name, value in self._exchange.fields()
+            ],
         }
 
     async def _send(self, body: Any) -> None:

