@@ -29,32 +29,38 @@ pytestmark = [
 ]
 
 
-def compiled() -> Path:
-    """A folder with those of `COMPILED` that this machine can compile."""
-    folder = suites.ROOT / ".venvs" / "servers" / sysconfig.get_python_version()
-    stamp = folder / ".installed"
-    if not stamp.exists() or stamp.read_text() != str(COMPILED):
-        for package in COMPILED:
+def compiled() -> list[Path]:
+    """A folder for each of `COMPILED` that this machine can compile."""
+    base = suites.ROOT / ".venvs" / "servers" / sysconfig.get_python_version()
+    # Not one for all: pip replaces the `bin` of a folder that it installs into.
+    folders = {package: base / package.partition(">")[0] for package in COMPILED}
+    for package, folder in folders.items():
+        stamp = folder / ".installed"
+        if not stamp.exists() or stamp.read_text() != package:
             pip = [sys.executable, "-m", "pip", "install", "--quiet", "--upgrade", "--no-deps"]
             command = [*pip, "--target", str(folder), package]
             if subprocess.run(command, check=False, stdin=subprocess.DEVNULL).returncode:
                 print(f"{package} can't be compiled here: it is left out")
-        folder.mkdir(parents=True, exist_ok=True)
-        stamp.write_text(str(COMPILED))
-    return folder
+            else:
+                stamp.write_text(package)
+    return [folder for folder in folders.values() if (folder / ".installed").exists()]
 
 
 def test_every_server() -> None:
-    folder = compiled()
-    path = os.pathsep.join([str(folder / "bin"), os.environ.get("PATH", os.defpath)])
-    search = os.pathsep.join([*(each for each in sys.path if each), str(folder)])
-    tests = [
-        str(suites.ROOT / "tests" / "wire" / f"test_{name}.py") for name in ("servers", "faces")
-    ]
+    folders = compiled()
+    path = [*(str(folder / "bin") for folder in folders), os.environ.get("PATH", os.defpath)]
+    search = [*(each for each in sys.path if each), *map(str, folders)]
+    names = ("servers", "servers_database", "faces")
+    tests = [str(suites.ROOT / "tests" / "wire" / f"test_{name}.py") for name in names]
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "--timeout=300", *tests],
         cwd=suites.ROOT,
-        env={**os.environ, "GREENROOM_SERVERS": "1", "PATH": path, "PYTHONPATH": search},
+        env={
+            **os.environ,
+            "GREENROOM_SERVERS": "1",
+            "PATH": os.pathsep.join(path),
+            "PYTHONPATH": os.pathsep.join(search),
+        },
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
