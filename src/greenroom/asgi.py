@@ -4,10 +4,10 @@ The loop is the server's. What is made once for it (threads, the lifespan, log
 handlers) is made by the ``lifespan`` scope, or where a server has none by the first
 request, and ends with that scope, or with the loop.
 
-A request is two tasks. The server's waits for the client to leave, or to be told to
-stop itself; ours runs the request cycle (see `greenroom.exchange`), so that what it
-sets in its context is seen by no later request, and a cancellation of it is never
-one of the server's task. While the answer is being closed it isn't cancelled.
+A request runs in a task of its own (see `greenroom.exchange`), so that what it sets in
+its context is seen by no later request, and a cancellation of it is never one of the
+server's task, which waits for it meanwhile. A third task is told when the client
+leaves. While the answer is being closed the request isn't cancelled.
 
 The body is received whole before the request begins: in memory up to Django's
 ``FILE_UPLOAD_MAX_MEMORY_SIZE``, then in a temporary file, written off the loop,
