@@ -330,6 +330,8 @@ def test_options_for_the_server() -> None:
             "queue_timeout": 2,
             "spool_quota": 9,
             "max_body": 100 * 2**20,
+            "stall_threshold": 0.1,
+            "probes": None,
         }
 
 
