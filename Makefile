@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Debian keeps the server's commands off the PATH.
 POSTGRESQL := "initdb /usr/lib/postgresql/*/bin/initdb" postgresql
+NGINX := "nginx /usr/sbin/nginx" nginx
 
 .PHONY: demo test conformance soak lint format bench coverage clean
 
@@ -19,12 +20,14 @@ demo: $(STAMP)
 test: $(STAMP)
 	@scripts/debian.sh chromium chromium "the tests in a browser are skipped" || true
 	@scripts/debian.sh $(POSTGRESQL) "the tests on PostgreSQL are skipped" || true
+	@scripts/debian.sh $(NGINX) "the test behind a proxy is skipped" || true
 	$(BIN)/python scripts/matrix.py $(if $(ALL),,--newest)
 
 # Django's own tests in a bridge on the event loop, and those of Django REST framework through
 # our application, on SQLite and PostgreSQL, compared with what they do without: more of them
-# than `make test` runs. Then a site under every server. SUITES="basic queries",
-# SUITES=rest_framework or SUITES=servers for some; DATABASE=sqlite, LOOP=uvloop for one.
+# than `make test` runs. Then gunicorn's and waitress's tests of HTTP, against the worker, and
+# a site under every server. SUITES="basic queries", SUITES=rest_framework, SUITES=wire or
+# SUITES=servers for some; DATABASE=sqlite, LOOP=uvloop for one.
 conformance: $(STAMP)
 	@scripts/debian.sh $(POSTGRESQL) "nothing can be compared on it"
 	@scripts/debian.sh apxs apache2-dev "mod_wsgi is left out" || true

@@ -16,9 +16,16 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     if [ "$2" = postgresql ]; then
         mkdir -p "${no_cluster%/*}" && echo "create_main_cluster = off" >"$no_cluster"
     fi
+    # Nor is a server to be started: policy-rc.d is what packages ask before they do.
+    policy=/usr/sbin/policy-rc.d
+    if [ -e "$policy" ]; then
+        policy=
+    else
+        printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod +x "$policy"
+    fi
     apt-get update -qq >/dev/null 2>&1
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$2" >/dev/null 2>&1
-    rm -f "$no_cluster"
+    rm -f "$no_cluster" $policy
 fi
 found "$1" && exit 0
 echo "$2 is missing: $3. On Debian: apt-get install $2" >&2
