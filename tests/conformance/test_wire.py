@@ -10,7 +10,7 @@ import asyncio
 import os
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -71,12 +71,38 @@ def servers() -> Iterator[Servers]:
 
 @pytest.mark.parametrize("kind", ["valid", "invalid"])
 def test_gunicorns_requests(servers: Servers, kind: str) -> None:
-    cases = wire.cases(kind)
-    known = {
-        name: each for name, each in wire.differences("gunicorn").items() if name.startswith(kind)
-    }
+    answered = check(servers, kind, "gunicorn", lambda case: True, None)
+    # No request reached the application but those that were answered.
+    assert servers.calls() == answered
+
+
+def test_the_validator_has_no_objection_to_gunicorns_requests() -> None:
+    """The standard library's, around an application that gets all that needs no setting."""
+    with serve("wire_apps:validated", cwd=wire.HERE, threads=4) as server:
+        listed = wire.differences("gunicorn").keys() - wire.differences("validator").keys()
+        assert check(
+            server,
+            "valid",
+            "validator",
+            lambda case: not case.settings and case.name not in listed,
+            "whole",
+        )
+        server.stop()
+        assert server.log().count("AssertionError") == 2 * len(wire.differences("validator"))
+
+
+def check(
+    servers: Servers | Server,
+    kind: str,
+    suite: str,
+    wanted: Callable[[wire.Case], bool],
+    only: str | None,
+) -> int:
+    """Send the cases of a kind; return how often the application answered."""
+    cases = [case for case in wire.cases(kind) if wanted(case)]
+    known = {name: each for name, each in wire.differences(suite).items() if name.startswith(kind)}
     problems: list[str] = [
-        f"{name} is in {wire.DIFFERENCES.name}, but gunicorn has no such case"
+        f"{name} is in {wire.DIFFERENCES.name}, but there is no such case"
         for name in known.keys() - {case.name for case in cases}
     ]
     answered = 0
@@ -112,12 +138,13 @@ def test_gunicorns_requests(servers: Servers, kind: str) -> None:
                 if difference is None or difference.outcome != "setting":
                     problems.append(f"{case.name}: the setting {refused} is refused")
                 continue
-            address = servers.get(case.settings).address
+            server = servers if isinstance(servers, Server) else servers.get(case.settings)
             for data in {case.data, case.with_host()}:
                 host = data != case.data
                 tasks += [
-                    one(case, way, pieces, host, address, limit)
+                    one(case, way, pieces, host, server.address, limit)
                     for way, pieces in wire.splits(data, f"{SEED} {case.name}").items()
+                    if only in (None, way)
                 ]
         print(f"\n{len(cases)} {kind} requests, {len(tasks)} connections, seed {SEED}")
         await asyncio.gather(*tasks)
@@ -126,8 +153,7 @@ def test_gunicorns_requests(servers: Servers, kind: str) -> None:
     assert not problems, f"{len(problems)} with GREENROOM_CONFORMANCE_SEED={SEED}:\n" + "\n".join(
         sorted(problems)
     )
-    # No request reached the application but those that were answered.
-    assert servers.calls() == answered
+    return answered
 
 
 def test_waitresss_functional_tests(tmp_path: Path) -> None:
