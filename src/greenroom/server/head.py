@@ -128,6 +128,9 @@ def parse(request: Request, head: bytes, config: Config, base: Environ, trusted:
     line = head[: head.index(b"\r\n")]
     if len(line) > config.limit_request_line > 0:
         raise PeerError(414, "request line too long")
+    limit = config.limit_request_field_size
+    if len(head) > limit and any(len(each) + 2 > limit for each in head.split(b"\r\n")[1:]):
+        raise PeerError(431, "header field too large")
     parser = httptools.HttpRequestParser(request)
     try:
         parser.feed_data(head)

@@ -32,7 +32,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import socket
 import struct
 import sys
@@ -53,7 +52,6 @@ HEAD, BODY, RUNNING, LINGERING, CLOSING, LOST = range(6)
 # Pipelined bytes that are kept while a request is in flight.
 _PIPELINED = 1 << 16
 
-_BARE_LF = re.compile(rb"(?<!\r)\n")
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -70,6 +68,7 @@ class Connection(asyncio.Protocol):
         "_environ",
         "_eof",
         "_idle_since",
+        "_lines",
         "_linger_ends",
         "_lingered",
         "_on_lost",
@@ -106,6 +105,7 @@ class Connection(asyncio.Protocol):
         self.deadline = self._idle_since + server.config.head_timeout
         # Reading.
         self._scanned = 0
+        self._lines = 0
         self._reading_paused = False
         self._lingered = False
         self._linger_ends = 0.0
@@ -379,6 +379,7 @@ class Connection(asyncio.Protocol):
         config = server.config
         buffer = self._buffer
         if not self._scanned:
+            self._lines = 0
             if self._served:
                 self.deadline = server.loop.time() + config.head_timeout
             # One empty line before a request: RFC 9112, 2.2.
@@ -397,8 +398,17 @@ class Connection(asyncio.Protocol):
                 raise PeerError(431, "head too large")
             if buffer[:2] == b"\r\n":
                 raise PeerError(400, "more than one empty line before a request")
-            if _BARE_LF.search(buffer, self._scanned):
+            # Looked at as it comes: what will be refused isn't kept until its end.
+            lines = buffer.count(b"\n", self._scanned)
+            self._lines += lines
+            if self._lines > config.limit_request_fields + 1:
+                raise PeerError(431, "too many header fields")
+            if lines and buffer.count(b"\r\n", max(0, self._scanned - 1)) != lines:
                 raise PeerError(400, "a bare LF in the head")
+            # Its CR may be there already, and its LF is to come.
+            last = len(buffer) - buffer.rfind(b"\n") - 1
+            if line >= 0 and last + 1 > config.limit_request_field_size:
+                raise PeerError(431, "header field too large")
             self._scanned = max(self._scanned, len(buffer))
             return False
         end += 4

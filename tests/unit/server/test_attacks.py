@@ -58,6 +58,30 @@ def test_a_length_past_all_sizes(drive: Any) -> None:
     assert drive(echo, data).statuses == [400]
 
 
+@pytest.mark.parametrize("empty", [b"", b"\r\n"])
+@pytest.mark.parametrize("step", [1, 7, 1000])
+def test_too_many_fields_are_refused_before_their_end(drive: Any, step: int, empty: bytes) -> None:
+    few = empty + GET + b"X: y\r\n" * 9 + b"\r\n" + LAST
+    pieces = [few[i : i + step] for i in range(0, len(few), step)]
+    assert drive(echo, *pieces, limit_request_fields=10).statuses == [200, 200]
+    many = empty + GET + b"X: y\r\n" * 10 + b"Y"
+    pieces = [many[i : i + step] for i in range(0, len(many), step)]
+    assert drive(echo, *pieces, limit_request_fields=10).statuses == [431]
+
+
+@pytest.mark.parametrize("step", [1, 7, 1000])
+def test_a_large_field_is_refused_before_its_end(drive: Any, step: int) -> None:
+    """Its line is what counts, as in gunicorn, with the spaces before its value."""
+    long_target = b"GET /" + b"a" * 60 + b" HTTP/1.1\r\nHost: h\r\n"
+    fits = long_target + b"X:" + b" " * 20 + b"y" * 16 + b"\r\nConnection: close\r\n\r\n"
+    pieces = [fits[i : i + step] for i in range(0, len(fits), step)]
+    assert drive(echo, *pieces, limit_request_field_size=40).statuses == [200]
+    for end in (b"", b"\r\n\r\n"):
+        large = long_target + b"X:" + b" " * 20 + b"y" * 17 + b"zz"[: 2 - len(end)] + end
+        pieces = [large[i : i + step] for i in range(0, len(large), step)]
+        assert drive(echo, *pieces, limit_request_field_size=40).statuses == [431]
+
+
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
