@@ -40,11 +40,12 @@ ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
 
 # From here on, head and body are two buffers of one call instead of one copy.
 _JOIN = 1 << 16
-# Sent by one call of sendfile: it blocks the loop while the disk is read.
-_SENDFILE_BLOCK = 1 << 20
+# Sent by one call of sendfile: it blocks the loop while the disk is read. With 1 MiB an
+# ordinary request took 15 ms beside one download, with this 4.
+_SENDFILE_BLOCK = 1 << 17
 # Sent by a body that never suspends, to a client as fast as we are, until others get
 # their turn. An item counts as this much besides its bytes.
-_BURST = 1 << 20
+_BURST = 1 << 17
 _ITEM = 1 << 12
 _FILE_BLOCK = 1 << 16
 

@@ -582,6 +582,36 @@ def test_a_long_body_from_a_thread_is_cut(drive: Any) -> None:
     assert drive(app, LAST).answers[0].body == b"abcab"
 
 
+@pytest.mark.parametrize("kind", ["loop", "thread"])
+def test_an_endless_answer_gives_way(harness: Any, kind: str) -> None:
+    """However fast its client is, others get a turn after some items."""
+    turns: list[int] = []
+
+    def items() -> Any:
+        for _ in range(200):
+            yield b"x" * 65536
+
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [])
+        return items()
+
+    async def async_app(environ: Any, start_response: Any) -> Any:
+        return app(environ, start_response)
+
+    async def main() -> None:
+        at = harness(app if kind == "thread" else async_app)
+        connection, transport = at.connect()
+        connection.data_received(LAST)
+        while not transport.closed.is_set():
+            before = len(transport.written)
+            await asyncio.sleep(0)
+            turns.append(len(transport.written) - before)
+        await at.aclose()
+
+    asyncio.run(main())
+    assert max(turns) < 300_000
+
+
 # The server.
 
 
@@ -650,6 +680,42 @@ def test_ten_thousand_connections_leave_nothing(loop_factory: Any, tmp_path: Any
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(main())
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="the system has it not")
+def test_the_kernel_keeps_little_of_what_a_client_does_not_take(loop_factory: Any) -> None:
+    made = 0
+
+    async def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [])
+
+        async def items() -> Any:
+            nonlocal made
+            while True:
+                made += 1
+                yield b"x" * 65536
+
+        return items()
+
+    async def main() -> None:
+        server, listening, home = serving(app)
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(listening.getsockname())
+            client.send(LAST)
+            await until(lambda: made)
+            before = 0
+            while made != before:
+                before = made
+                await asyncio.sleep(0.1)
+            # By default 40 items and more: as much as the socket's buffer holds.
+            assert made < 20
+        await until(lambda: not server.exchanges)
+        await server.drain(1)
+        await home.aclose()
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(main())
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.EPERM, errno.ECONNABORTED])
