@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 POSTGRESQL := "initdb /usr/lib/postgresql/*/bin/initdb" postgresql
 NGINX := "nginx /usr/sbin/nginx" nginx
 
-.PHONY: demo test conformance soak lint format bench coverage clean
+.PHONY: demo test conformance soak lint format bench attacks coverage clean
 
 # The demo on http://127.0.0.1:8000 (PORT=… for another port).
 demo: $(STAMP)
@@ -56,6 +56,10 @@ bench: $(STAMP)
 	@scripts/debian.sh wrk wrk "nothing can be measured"
 	$(BIN)/python bench/waiting.py
 	$(BIN)/python bench/queries.py
+
+# What ordinary clients notice while others attack, and the memory that it takes.
+attacks: $(STAMP)
+	$(BIN)/python bench/attacks.py
 
 coverage: $(STAMP)
 	$(BIN)/coverage erase

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import gc
+import itertools
 import os
 import re
 import socket
@@ -164,6 +165,8 @@ def test_any_split_of_any_requests_gives_the_same_answers(drive: Any, stream: An
 
 
 TOKENS = [
+    *(GET, GET + b"\r\n", b"POST /p HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc"),
+    *(b"PUT / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n", GET + b"X: y\r\n"),
     *(b"GET ", b"POST ", b"/", b"http://h/", b"*", b" HTTP/1.1\r\n", b" HTTP/1.0\r\n", b"\r\n"),
     *(b"Host: h\r\n", b"Content-Length: 3\r\n", b"Content-Length: 0\r\n", b"\n", b"\r", b"\0"),
     *(b"Transfer-Encoding: chunked\r\n", b"Transfer-Encoding: identity\r\n", b" ", b"\t"),
@@ -210,6 +213,43 @@ def test_no_bytes_get_more_answers_than_requests(harness: Any, tokens: Any, step
     assert served == len(calls)
     assert statuses[:served] == [b"200"] * served
     assert len(statuses) <= served + 1
+
+
+@settings(PROFILE, max_examples=200)
+@given(
+    st.lists(st.sampled_from(TOKENS) | st.binary(max_size=4), max_size=30),
+    st.lists(st.integers(0, 400), max_size=10),
+)
+def test_any_split_of_any_bytes_gives_the_same_answers(
+    harness: Any, tokens: Any, cuts: list[int]
+) -> None:
+    """What is served is, and whether the rest is refused; for several faults, any status."""
+
+    async def answers(pieces: list[bytes]) -> tuple[list[bytes], bool, bool]:
+        at = harness(echo)
+        connection, transport = at.connect()
+        for piece in pieces:
+            while not transport.reading:
+                await asyncio.sleep(0)
+            if transport.closed.is_set() or transport.eof_written:
+                break
+            if piece:
+                connection.data_received(piece)
+            await until(lambda: not at.server.exchanges)
+        if not transport.closed.is_set() and not connection.eof_received():
+            transport.close()
+        await until(lambda: not at.server.exchanges)
+        await at.aclose()
+        raw = re.sub(rb"HTTP/1\.1 100 Continue\r\n\r\n|Date: .*\r\n", b"", bytes(transport.written))
+        first, *others = raw.split(b"HTTP/1.1 ")
+        assert first == b""
+        refused = bool(others) and not others[-1].startswith(b"200 ")
+        return others[: len(others) - refused], refused, transport.eof_written
+
+    data = b"".join(tokens)
+    edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    pieces = [data[a:b] for a, b in itertools.pairwise(edges)]
+    assert asyncio.run(answers([data])) == asyncio.run(answers(pieces))
 
 
 # Disconnects and cancellations.
