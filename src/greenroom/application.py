@@ -78,17 +78,21 @@ class Application:
         """
         await self.state_of(home)
         await selftest.run()
+        return (
+            f"{self.placements()}; "
+            f"at most {home.threads.most} connections per database of threads, "
+            f"and {_shared_connections()} of the loop"
+        )
+
+    def placements(self) -> str:
+        """In one line: how many coroutine views are placed where, and what holds them there."""
         judge = self.handler.judge
         found = [judge.place(view) for *_, view in views()]
         places = [placement.on_loop for placement in found if placement.coroutine]
         counts = [(places.count(True), "on the loop"), (places.count(False), "on threads")]
         said = ", ".join(f"{count} {where}" for count, where in counts if count) or "none"
         held = "; ".join(judge.surroundings())
-        return (
-            f"coroutine views: {said}{f' (held there by: {held})' if held else ''}; "
-            f"at most {home.threads.most} connections per database of threads, "
-            f"and {_shared_connections()} of the loop"
-        )
+        return f"coroutine views: {said}{f' (held there by: {held})' if held else ''}"
 
     async def state_of(self, home: loops.Home) -> Any:
         """What the project's lifespan yielded on this loop; entered when first asked."""

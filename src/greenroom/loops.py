@@ -236,4 +236,5 @@ def _after_fork() -> None:
     bridge.set_thread_wait(None)
 
 
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)

@@ -394,4 +394,5 @@ def _after_fork() -> None:
         pool._timer = None
 
 
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)

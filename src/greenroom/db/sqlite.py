@@ -404,7 +404,8 @@ class _Driver:
 _writers: dict[str, Turn] = {}
 
 # Those who write in the parent never tell a child that they are done.
-os.register_at_fork(after_in_child=_writers.clear)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_writers.clear)
 
 
 def _writers_of(name: str) -> Turn:

@@ -52,6 +52,12 @@ HEAD, BODY, RUNNING, LINGERING, CLOSING, LOST = range(6)
 # Pipelined bytes that are kept while a request is in flight.
 _PIPELINED = 1 << 16
 
+# Without waiting: where Windows has no such flag, the socket itself is set so.
+_LOOK = socket.MSG_PEEK | getattr(socket, "MSG_DONTWAIT", 0)
+
+# What is said of a client that speaks TLS here; RFC 8446, 5.1: a record of a handshake.
+TLS_HANDSHAKE = "a TLS handshake on a port without TLS"
+
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -398,6 +404,8 @@ class Connection(asyncio.Protocol):
                 raise PeerError(431, "head too large")
             if buffer[:2] == b"\r\n":
                 raise PeerError(400, "more than one empty line before a request")
+            if buffer.startswith(b"\x16\x03"):
+                raise PeerError(400, TLS_HANDSHAKE)
             # Looked at as it comes: what will be refused isn't kept until its end.
             lines = buffer.count(b"\n", self._scanned)
             self._lines += lines
@@ -597,7 +605,7 @@ class Connection(asyncio.Protocol):
         """Close a connection that has no request, unless one is just arriving."""
         if self.server.ssl is None:
             try:
-                self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+                self.sock.recv(1, _LOOK)
             except BlockingIOError:
                 pass
             except OSError:
