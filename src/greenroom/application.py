@@ -138,10 +138,12 @@ class Application:
                 entered.set_exception(exc)
 
         task = home.loop.create_task(live())
+        home.lasting.add(task)
 
         async def end() -> None:
             leave.set()
             await task
+            home.lasting.discard(task)
 
         return entered
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.apps import AppConfig
 
 
@@ -15,3 +17,16 @@ class GreenroomConfig(AppConfig):
         patches.apply()
         integrations.apply()
         checks.register()
+        for name in ("utils", "client", "testcases"):
+            integrations.when_imported(f"django.test.{name}", _in_tests)
+
+
+def _in_tests(module: Any) -> None:
+    """A module of `django.test` was imported."""
+    from . import clients
+
+    clients.HOOKS[module.__name__](module)
+    if module.__name__ == "django.test.testcases":
+        from . import test
+
+        test.use_live_server(module)

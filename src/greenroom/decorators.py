@@ -15,7 +15,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 # asgiref's mark (Python 3.11) and inspect's, which `wraps` copies.
-_MARKS = ("_is_coroutine", "_is_coroutine_mark")
+MARKS = ("_is_coroutine", "_is_coroutine_mark")
 
 
 def sync_view(view: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
@@ -36,7 +36,7 @@ def sync_view(view: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
     def plain(*args: P.args, **kwargs: P.kwargs) -> T:
         return await_(view(*args, **kwargs))
 
-    for mark in _MARKS:
+    for mark in MARKS:
         plain.__dict__.pop(mark, None)
     plain._greenroom_awaits = True  # type: ignore[attr-defined]
     return plain

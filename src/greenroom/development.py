@@ -24,13 +24,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from asgiref.sync import markcoroutinefunction
 from django.contrib.staticfiles.handlers import StaticFilesHandler
+from django.core.exceptions import SuspiciousFileOperation
 from django.core.handlers.wsgi import get_path_info
+from django.db import connections
+from django.utils._os import safe_join
 
 from . import loops
 from .errors import PeerError
@@ -66,6 +70,9 @@ class ServerThread:
         self._threads = threads
         self._started = started
         self._loop = _new_loop()
+        # Ours, to let its threads end with the loop.
+        self._executor = ThreadPoolExecutor(thread_name_prefix="greenroom-executor")
+        self._loop.set_default_executor(self._executor)
         self._server: _Server | None = None
         self._main_task: asyncio.Task[None] | None = None
         self._ready = threading.Event()
@@ -99,7 +106,13 @@ class ServerThread:
         if self._thread.is_alive():
             with contextlib.suppress(RuntimeError):  # its loop was closed just now
                 self._loop.call_soon_threadsafe(self._stop, timeout)
+            ends = time.monotonic() + timeout
             self._thread.join(timeout)
+            # They end with it, but for those that are stuck.
+            while self.home is not None and self.home.threads.made:
+                if time.monotonic() > ends:
+                    return False
+                time.sleep(0.001)
         return not self._thread.is_alive()
 
     # On its thread.
@@ -127,6 +140,7 @@ class ServerThread:
             if not main.cancelled() and (error := main.exception()) is not None:
                 self._error = error
         finally:
+            self._executor.shutdown(wait=False, cancel_futures=True)
             _close_loop(loop)
             self._ready.set()
 
@@ -135,6 +149,7 @@ class ServerThread:
         options = dict(getattr(app, "coroutine_wsgi_options", None) or {})
         spool_quota = options.pop("spool_quota", None)
         threads = Threads(self._loop, limit=self._threads, **options)
+        threads.at_end = connections.close_all
         self.home = home = Home(self._loop, threads)
         home.register()
         self._ends = self._loop.time() + 2.0
@@ -297,13 +312,14 @@ def _now() -> str:
     return f"{day:02}/{name}/{year:04} {hour:02}:{minute:02}:{second:02}"
 
 
-class StaticFiles:
-    """Django's `StaticFilesHandler` around an application that is called on the loop.
+class Files:
+    """Django's `StaticFilesHandler`, or one like it, around an application of the loop.
 
-    Files are served on threads; all else goes to the application as it came.
+    Files are served on threads; all else goes to the application as it came. (Django's own
+    handlers for tests answer what is no file themselves, by plain Django's request cycle.)
     """
 
-    def __init__(self, handler: StaticFilesHandler) -> None:
+    def __init__(self, handler: Any) -> None:
         self._handler = handler
         self.application = handler.application
         # What a server reads of an application.
@@ -313,10 +329,21 @@ class StaticFiles:
         markcoroutinefunction(self)
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
-        handler = self._handler
-        if handler._should_handle(get_path_info(environ)):
+        path = get_path_info(environ)
+        if self._handler._should_handle(path) and self._has(path):
             return self._serve(environ, start_response)
         return self.application(environ, start_response)
+
+    def _has(self, path: str) -> bool:
+        if not hasattr(self._handler, "get_base_dir"):
+            return True
+        folder = self._handler.get_base_dir()
+        if not folder:
+            return False
+        try:
+            return os.path.isfile(safe_join(folder, self._handler.file_path(path).lstrip("/")))
+        except (SuspiciousFileOperation, ValueError):
+            return False
 
     async def _serve(self, environ: dict[str, Any], start_response: Any) -> Any:
         home = loops.current()
@@ -341,7 +368,7 @@ class StaticFiles:
             body.close()
 
 
-def with_static_files(application: Any) -> Any:
-    """What `StaticFilesHandler` is to a `def` application, for either kind."""
-    handler = StaticFilesHandler(application)
-    return StaticFiles(handler) if runs_on_loop(application) else handler
+def with_files(application: Any, wrapper: Any = StaticFilesHandler) -> Any:
+    """What `StaticFilesHandler`, or one like it, is to a `def` application, for any kind."""
+    handler = wrapper(application)
+    return Files(handler) if runs_on_loop(application) else handler

@@ -371,7 +371,7 @@ def _give_back_connections() -> None:
 def tidy_connections() -> None:
     """After work on a thread of the worker, whose next user is another request."""
     for connection in connections.all(initialized_only=True):
-        if connection.connection is None:
+        if connection.connection is None or connection.alias in borrow.lent:
             continue
         if connection.in_atomic_block or not connection.get_autocommit():
             connection.close()

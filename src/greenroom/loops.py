@@ -56,6 +56,8 @@ class Home:
         # Of a loop that is somebody else's: ended by the loop when that ends.
         self.end: AsyncGenerator[None, None] | None = None
         self.pid = os.getpid()
+        # Tasks that end with the stack, in order, and are not to be cancelled before.
+        self.lasting: set[asyncio.Task[Any]] = set()
 
     def register(self) -> None:
         """Make this the home of its loop, for `current` and for asgiref."""
@@ -206,7 +208,7 @@ def _stop(home: Home, thread: threading.Thread) -> None:
     shutting_down().set()
 
     async def end() -> None:
-        tasks = {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
+        tasks = asyncio.all_tasks() - home.lasting - {asyncio.current_task()}
         if tasks:
             # Those that wait for `shutting_down` end by themselves.
             _, tasks = await asyncio.wait(tasks, timeout=_LAST_TURNS)

@@ -36,6 +36,22 @@ replaced                               why
 `psycopg.waiting.wait_conn`            connecting and cancelling wait in it
 =====================================  ==========================================
 
+Of `django.test`, when it is imported (`greenroom.clients`, `greenroom.test`):
+
+=====================================  ==========================================
+replaced                               why
+=====================================  ==========================================
+`ClientHandler.__call__`,              a test's requests go through our request
+`.load_middleware`, `.get_response`,   cycle, in the test's transaction
+`AsyncClientHandler.load_middleware`,
+`.get_response_async`
+`SimpleTestCase._setup_and_call`       async tests run as coroutine views do
+`testcases.LiveServerThread`,          they are served by our server
+`LiveServerTestCase
+.server_thread_class`
+`utils.teardown_databases`             what tasks left in pools is closed before
+=====================================  ==========================================
+
 =====================================  ==========================================
 private, relied on                     for
 =====================================  ==========================================
@@ -82,6 +98,10 @@ private, relied on                     for
 `errors._WaitTimeout`
 `Cursor._execute_gen` …                of psycopg: the names of the generators that
                                        send statements, to see those of other cursors
+`django.test.utils._TestState`         whether tests run in this process
+`AsyncToSync.executors`                to let an async test's calls come to us
+`testcases._MediaFilesHandler`         what Django's live server serves too
+`StaticFilesHandler._should_handle`    whether a path is that of a file
 `ServerCursorMixin._described`,        whether a server-side cursor exists in the
 `._withhold`, `._name`                 server
 =====================================  ==========================================

@@ -73,6 +73,8 @@ class Threads:
         self.queue_timeout = queue_timeout
         # Called on a thread after a call that ran there for a lane without one.
         self.after_call: Callable[[], object] | None = None
+        # Called on a thread that ends.
+        self.at_end: Callable[[], object] | None = None
         self.calls = Calls(self)
         self.tasks: set[asyncio.Task[None]] = set()
         self._places = asyncio.Semaphore(max_parked)
@@ -247,6 +249,8 @@ class Threads:
                     self._idle.append(inbox)
             if item is None:
                 item = inbox.get()
+        if self.at_end is not None:
+            self.at_end()
         with self._lock:
             self._made -= 1
 

@@ -102,8 +102,8 @@ class Scope:
         held = False
         with _unguarded():
             for wrapper in list(self.wrappers.values()):
-                # Not the one of a project that has no database.
-                if isinstance(wrapper, Wrapper):
+                # Not the one of a project that has no database, nor one that is lent.
+                if isinstance(wrapper, Wrapper) and wrapper.scope is self:
                     wrapper.give_back_if_idle()
                     held = held or wrapper.connection is not None
         return held
@@ -116,7 +116,7 @@ class Scope:
         if self.own:
             # They are the thread's, whose next request will have them.
             for alias, wrapper in list(self.wrappers.items()):
-                if isinstance(wrapper, Wrapper):
+                if isinstance(wrapper, Wrapper) and wrapper.scope is self:
                     if len(wrapper.blocks) > self.blocks.get(alias, 0):
                         # A child task has one open: the wrapper is of no use to others.
                         del self.wrappers[alias]
@@ -131,7 +131,8 @@ class Scope:
                 if not isinstance(wrapper, Wrapper):
                     continue
                 try:
-                    wrapper.end()
+                    if wrapper.scope is self:
+                        wrapper.end()
                 except Exception:
                     logger.exception("An error when a connection was given back")
 
@@ -143,8 +144,25 @@ def begin(name: str, *, own: bool = False) -> Scope:
         if isinstance(wrapper, Wrapper):
             wrapper.scope = scope
             scope.blocks[alias] = len(wrapper.blocks)
+    _use_lent(scope)
     _scope.set(scope)
     return scope
+
+
+# Tests. Replaced by `greenroom.clients`: whether they run in this process. If so, the
+# wrappers of all threads are ours, so that a request can use those of the test that makes it.
+in_tests: Callable[[], bool] = lambda: False  # noqa: E731
+
+# Wrappers that all scopes have: those in memory that a test shares with a live server. They
+# are nobody's, and have turns.
+lent: dict[str, Wrapper] = {}
+
+
+def _use_lent(scope: Scope) -> None:
+    for alias, wrapper in lent.items():
+        if wrapper.allow_thread_sharing:
+            wrapper.scope = None
+            scope.wrappers[alias] = wrapper
 
 
 def leave(scope: Scope) -> None:
@@ -197,8 +215,15 @@ def waits_on_loop() -> bool:
 
 def why_not(alias: str) -> str | None:
     """Why a database can't be waited for on the loop; None if it can."""
-    settings = connections.settings[alias]
-    return _why_not(settings["ENGINE"], str(settings["NAME"]))
+    return _why_not_with(connections.settings[alias])
+
+
+def _why_not_with(settings: dict[str, Any]) -> str | None:
+    name = str(settings["NAME"])
+    if "mode=memory" in name and "cache=shared" in name and in_tests():
+        # As Django names it in tests; what is shared is not the pool's but the test's wrapper.
+        name = ""
+    return _why_not(settings["ENGINE"], name)
 
 
 @lru_cache(maxsize=64)
@@ -222,7 +247,11 @@ class Wrappers:
         _refuse_beneath_a_dead_block(alias)
         scope = current()
         if scope is None:
-            return getattr(self.__dict__["_original"], alias)
+            wrapper = getattr(self.__dict__["_original"], alias)
+            if in_tests() and not isinstance(wrapper, Wrapper) and _may_replace(wrapper):
+                # It was made before the tests began, by the import of a model: make another.
+                raise AttributeError(alias)
+            return wrapper
         try:
             wrapper = scope.wrappers[alias]
         except KeyError:
@@ -246,13 +275,18 @@ class Wrappers:
             raise AttributeError(alias)
 
 
+def _may_replace(wrapper: Any) -> bool:
+    return wrapper.connection is None and _class_of(wrapper.settings_dict["ENGINE"]) is not None
+
+
 def create_connection(original: Callable[..., Any], handler: Any, alias: str) -> Any:
     """What ``ConnectionHandler.create_connection`` is replaced by."""
     scope = current() if handler is connections else None
-    if scope is None:
-        return original(handler, alias)
     settings = handler.settings[alias]
-    reason = _why_not(settings["ENGINE"], str(settings["NAME"]))
+    if scope is None:
+        made = _class_of(settings["ENGINE"]) if handler is connections and in_tests() else None
+        return original(handler, alias) if made is None else made(settings, alias)
+    reason = _why_not_with(settings)
     made = _class_of(settings["ENGINE"]) if reason is None else None
     if made is None:
         if reason is not None and asyncio._get_running_loop() is not None:
@@ -325,6 +359,7 @@ class Wrapper:
     settings_dict: dict[str, Any]
     connection: Any
     autocommit: bool
+    allow_thread_sharing: bool
     in_atomic_block: bool
     errors_occurred: bool
 
@@ -370,7 +405,9 @@ class Wrapper:
     @property
     def borrows(self) -> bool:
         """Whether its connections are the pool's."""
-        return self.scope is not None and (not self.scope.own or bool(self._pool_options()))
+        return self.scope is not None and (
+            not self.scope.own or (bool(self._pool_options()) and not in_tests())
+        )
 
     def borrow(self) -> Any:
         """The connection for Django's `connect`, lent by the pool."""
@@ -458,7 +495,7 @@ class Wrapper:
         if self.scope is None:
             super().validate_thread_sharing()  # type: ignore[misc]
         elif self.scope.closed or (
-            self.scope is not _scope.get() and not self.allow_thread_sharing  # type: ignore[attr-defined]
+            self.scope is not _scope.get() and not self.allow_thread_sharing
         ):
             raise self._not_ours()
 
@@ -518,6 +555,9 @@ class Wrapper:
     def close_if_unusable_or_obsolete(self) -> None:
         """A borrowed connection is given back: its age and health are the pool's affair."""
         if not self.borrows:
+            if self.in_atomic_block and in_tests():
+                # Of a test, which has closed a response itself.
+                return
             super().close_if_unusable_or_obsolete()  # type: ignore[misc]
         elif self.connection is not None and not self.in_atomic_block:
             if not self.autocommit:
@@ -778,6 +818,7 @@ def _scope_of_task() -> Scope | None:
     if task is None:
         return None
     scope = Scope(f"the task {task.get_name()}")
+    _use_lent(scope)
     _scope.set(scope)
     task.add_done_callback(lambda _: scope.close())
     return scope

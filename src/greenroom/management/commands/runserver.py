@@ -67,7 +67,7 @@ class Command(_Base):
                     "methods only. Make it by greenroom.get_wsgi_application()."
                 )
             )
-        return development.with_static_files(application) if static else application
+        return development.with_files(application) if static else application
 
     def run(self, **options: Any) -> None:
         self.server_cls = type("GreenroomServer", (_Server,), {"command": self})
