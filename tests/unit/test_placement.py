@@ -225,6 +225,8 @@ def test_the_command_prints_each_pattern() -> None:
         "coroutine": True,
         "placement": "loop",
         "reason": "",
+        "needs": {},
+        "unread": [],
     }
     assert [view["placement"] for view in answer["views"] if view["route"] == "on-thread/"] == [
         "thread"

@@ -644,7 +644,8 @@ for code in (
     urlpatterns._get_format_path_converter,
 ):
     assert hasattr(code, "__wrapped__"), code
-assert not [each for each in sys.meta_path if type(each).__module__.startswith("greenroom")]
+watched = [each.name for each in sys.meta_path if type(each).__module__.startswith("greenroom")]
+assert not [name for name in watched if name.startswith("rest_framework")]
 """
 
 

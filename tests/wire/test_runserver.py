@@ -115,7 +115,9 @@ application = get_wsgi_application()
 """
 
 MANAGE = """
-import os, sys
+import os, signal, sys
+# A shell that runs the tests in the background has it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from django.core.management import execute_from_command_line
 os.environ["DJANGO_SETTINGS_MODULE"] = "settings"
 execute_from_command_line(sys.argv)

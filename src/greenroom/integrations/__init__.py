@@ -23,11 +23,13 @@ class View:
 
     `code` is the synchronous code that runs around the handler: what it is to the
     view, and the class or function. `reasons` hold it on a thread whatever that is.
+    `handler` is the function that answers, as the project wrote it.
     """
 
     coroutine: bool
     code: tuple[tuple[str, Any], ...] = ()
     reasons: tuple[str, ...] = ()
+    handler: Any = None
 
 
 _applied = False

@@ -505,6 +505,7 @@ def describe(view: Any, method: str) -> View:
         return View(
             coroutine=waits or bool(set(_coroutines(kind)) - others),
             reasons=(f"its {method} is a plain function",),
+            handler=handler,
         )
     if hasattr(handler, "_greenroom_awaits"):
         return View(coroutine=True, reasons=(f"its {method} is a @sync_view",))
@@ -514,6 +515,7 @@ def describe(view: Any, method: str) -> View:
         coroutine=True,
         code=(*classes, *_overrides(kind)),
         reasons=tuple(reasons),
+        handler=handler,
     )
 
 
