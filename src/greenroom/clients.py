@@ -14,7 +14,8 @@ loop; what is placed on threads runs on the test's. On a loop of somebody else's
 (pytest-asyncio) its requests run on the thread of `sync_to_async`, and their coroutines on
 the background loop.
 
-`LiveServerTestCase` is served by the project's own server: see `greenroom.test`.
+DRF's `RequestsClient` calls our application. `LiveServerTestCase` is served by the project's
+own server: see `greenroom.test`.
 
 What is replaced is named in `greenroom.patches`.
 """
@@ -30,13 +31,15 @@ from functools import lru_cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
 from asgiref.sync import AsyncToSync, iscoroutinefunction, sync_to_async
+from django.core.handlers.wsgi import WSGIHandler
 
 from . import bridge, conf, handler, loops
-from .application import AsyncDjangoApplication
+from .application import AsyncDjangoApplication, get_wsgi_application
 from .bodies import _KNOWN_STREAMS, Pulled, nothing, stream
 from .db import borrow
 from .decorators import MARKS
 from .loops import Home
+from .patches import can_await
 from .threads import Threads
 
 P = ParamSpec("P")
@@ -61,6 +64,9 @@ def run_async(fn: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
 
     @wraps(fn)
     def plain(*args: P.args, **kwargs: P.kwargs) -> T:
+        if can_await():
+            # The tests themselves run beneath a coroutine.
+            return bridge.await_(fn(*args, **kwargs))
         with _own_scope("an async test"), _loop() as home:
             result: T = home.threads.adopt(bridge.await_, fn(*args, **kwargs))
             return result
@@ -143,6 +149,9 @@ async def _end(home: Home) -> None:
 
 
 def _clients(module: Any) -> None:
+    if module.ClientHandler.__module__ != module.__name__:
+        # Somebody has replaced them before Django was set up.
+        return
     call = module.ClientHandler.__call__
 
     @wraps(call)
@@ -315,8 +324,15 @@ def _testcases(module: Any) -> None:
     module.SimpleTestCase._setup_and_call = setup_and_call
 
 
+def _of_rest_framework(module: Any) -> None:
+    # What its RequestsClient calls, where `requests` is installed.
+    if getattr(module, "WSGIHandler", None) is WSGIHandler:
+        module.WSGIHandler = get_wsgi_application
+
+
 HOOKS: dict[str, Callable[[Any], None]] = {
     "django.test.utils": _utils,
     "django.test.client": _clients,
     "django.test.testcases": _testcases,
+    "rest_framework.test": _of_rest_framework,
 }

@@ -50,6 +50,7 @@ replaced                               why
 `LiveServerTestCase
 .server_thread_class`
 `utils.teardown_databases`             what tasks left in pools is closed before
+`rest_framework.test.WSGIHandler`      its RequestsClient calls our application
 =====================================  ==========================================
 
 =====================================  ==========================================

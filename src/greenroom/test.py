@@ -80,7 +80,6 @@ class StaticLiveServerTestCase(LiveServerTestCase):
     static_handler = StaticFilesHandler
 
 
-def use_live_server(module: Any) -> None:
-    """Make it that of Django's test cases."""
-    module.LiveServerThread = LiveServerThread
-    module.LiveServerTestCase.server_thread_class = LiveServerThread
+# In the place of Django's, for its own test cases and for pytest-django.
+testcases.LiveServerThread = LiveServerThread  # type: ignore[misc]
+testcases.LiveServerTestCase.server_thread_class = LiveServerThread

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -40,7 +41,9 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     return pg.settings("postgres", CONN_MAX_AGE=60, TEST=test)  # type: ignore[no-any-return]
 
 
-def run(database: dict[str, Any], *arguments: str, warnings: str = "error") -> str:
+def run(
+    database: dict[str, Any], *arguments: str, warnings: str = "error", path: Path = PROJECT
+) -> str:
     ran = subprocess.run(
         [sys.executable, "-W", warnings, *arguments],
         stdin=subprocess.DEVNULL,
@@ -52,7 +55,9 @@ def run(database: dict[str, Any], *arguments: str, warnings: str = "error") -> s
             **os.environ,
             "TESTED_DATABASES": json.dumps({"default": database}),
             "DJANGO_SETTINGS_MODULE": "settings",
-            "PYTHONPATH": os.pathsep.join([str(SOURCES), os.environ.get("PYTHONPATH", "")]),
+            "PYTHONPATH": os.pathsep.join(
+                [str(SOURCES), str(PROJECT), str(path), os.environ.get("PYTHONPATH", "")]
+            ),
             "PYTHONDONTWRITEBYTECODE": "1",
         },
         timeout=110,
@@ -79,6 +84,15 @@ def test_in_processes_side_by_side(tmp_path: Path) -> None:
     assert "OK" in said
 
 
+@pytest.mark.once
+@pytest.mark.parametrize("database", ["memory", "postgresql"], indirect=True)
+def test_in_a_browser(database: dict[str, Any]) -> None:
+    if shutil.which("chromium") is None:
+        pytest.skip("chromium is not installed; on Debian: apt-get install chromium")
+    said = run(database, "manage.py", "test", "--noinput", "library.with_browser")
+    assert "Ran 1 test" in said
+
+
 PYTEST = ("-m", "pytest", "-q", "--rootdir=.", "-c", os.devnull, "-p", "no:cacheprovider")
 
 
@@ -97,3 +111,20 @@ def test_by_pytest_asyncio(database: dict[str, Any]) -> None:
     options = ("-o", "asyncio_default_fixture_loop_scope=function")
     said = run(database, *PYTEST, *options, "library/with_asyncio.py")
     assert "3 passed" in said
+
+
+def test_the_examples_in_the_docs(tmp_path: Path) -> None:
+    text = (PROJECT.parents[1] / "docs" / "development.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    names = "from library.models import Author\nfrom library.views import add\n"
+    with_pytest = [block for block in blocks if "import pytest" in block]
+    (tmp_path / "examples.py").write_text(names + "\n".join(set(blocks) - set(with_pytest)))
+    (tmp_path / "pytest_examples.py").write_text(names + "\n".join(with_pytest))
+    database = {**SQLITE, "NAME": str(tmp_path / "site.sqlite3")}
+    said = run(database, "manage.py", "test", "examples", path=tmp_path)
+    assert "Ran 5 tests" in said
+    if find_spec("pytest_django") is not None:
+        file = str(tmp_path / "pytest_examples.py")
+        options = ("-p", "no:asyncio", "--import-mode=importlib")
+        said = run(database, *PYTEST, *options, file, path=tmp_path)
+        assert "1 passed" in said

@@ -30,7 +30,13 @@ ROOT_URLCONF = "urls"
 STATIC_URL = "static/"
 STATICFILES_DIRS = ["assets"]
 MIDDLEWARE = ["django.middleware.common.CommonMiddleware"]
-DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "db.sqlite3"}}
+DATABASES = {
+    "default": {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": "db.sqlite3",
+        "OPTIONS": {"transaction_mode": "IMMEDIATE"},
+    }
+}
 WSGI_APPLICATION = "wsgi.application"
 USE_TZ = True
 TIME_ZONE = "UTC"

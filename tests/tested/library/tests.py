@@ -5,6 +5,7 @@ import threading
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from io import BytesIO
 from unittest import mock
 
@@ -302,6 +303,16 @@ class ApiTests(APITestCase):
         force_authenticate(request, self.user)
         self.assertEqual(views.Api.as_view()(request).status_code, 201)
         self.assertEqual(Author.objects.get().name, "Eve")
+
+    def test_requests_client(self):
+        if find_spec("requests") is None:
+            self.skipTest("requests is not installed")
+        from rest_framework.test import RequestsClient
+
+        answer = RequestsClient().get("http://testserver/add/Eve/")
+        self.assertEqual(answer.json(), {"author": "Eve", "authors": 1})
+        self.assertEqual(Author.objects.get().name, "Eve")
+        self.assertEqual(RequestsClient().get("http://testserver/in_block/").text, "True")
 
 
 class Live:
