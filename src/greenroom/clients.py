@@ -31,7 +31,6 @@ from functools import lru_cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
 from asgiref.sync import AsyncToSync, iscoroutinefunction, sync_to_async
-from django.core.handlers.wsgi import WSGIHandler
 
 from . import bridge, conf, handler, loops
 from .application import AsyncDjangoApplication, get_wsgi_application
@@ -325,8 +324,9 @@ def _testcases(module: Any) -> None:
 
 
 def _of_rest_framework(module: Any) -> None:
-    # What its RequestsClient calls, where `requests` is installed.
-    if getattr(module, "WSGIHandler", None) is WSGIHandler:
+    # What its RequestsClient calls, where `requests` is installed. It may have been replaced.
+    handler = getattr(module, "WSGIHandler", None)
+    if getattr(handler, "__module__", None) == "django.core.handlers.wsgi":
         module.WSGIHandler = get_wsgi_application
 
 
