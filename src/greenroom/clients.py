@@ -31,6 +31,7 @@ from functools import lru_cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
 from asgiref.sync import AsyncToSync, iscoroutinefunction, sync_to_async
+from django.db import connections
 
 from . import bridge, conf, handler, loops
 from .application import AsyncDjangoApplication, get_wsgi_application
@@ -120,17 +121,21 @@ def _utils(module: Any) -> None:
 @contextlib.contextmanager
 def _loop() -> Iterator[Home]:
     loop = asyncio.new_event_loop()
-    home = Home(loop, Threads(loop, limit=loops.BACKGROUND_THREADS))
+    threads = Threads(loop, limit=loops.BACKGROUND_THREADS)
+    threads.at_end = connections.close_all
+    home = Home(loop, threads)
     home.register()
     thread = threading.Thread(target=loops._serve, args=(loop,), name="greenroom-test", daemon=True)
     thread.start()
     try:
         yield home
     finally:
-        asyncio.run_coroutine_threadsafe(_end(home), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+        try:
+            asyncio.run_coroutine_threadsafe(_end(home), loop).result()
+        finally:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
 
 
 async def _end(home: Home) -> None:

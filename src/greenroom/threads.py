@@ -250,7 +250,10 @@ class Threads:
             if item is None:
                 item = inbox.get()
         if self.at_end is not None:
-            self.at_end()
+            try:
+                self.at_end()
+            except Exception:
+                logger.exception("An error where a thread ended")
         with self._lock:
             self._made -= 1
 

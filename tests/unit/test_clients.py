@@ -24,7 +24,9 @@ SOURCES = PROJECT.parents[1] / "src"
 SQLITE = {"ENGINE": "django.db.backends.sqlite3"}
 
 
-@pytest.fixture(params=["memory", "file", "postgresql", "pool"])
+@pytest.fixture(
+    params=["memory", "file", "postgresql", pytest.param("pool", marks=pytest.mark.once)]
+)
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     """To be parametrized: a database of a project, whose tests make another beside it."""
     if request.param == "memory":
@@ -77,6 +79,7 @@ def test_by_djangos_runner(database: dict[str, Any]) -> None:
     assert "ResourceWarning" not in said
 
 
+@pytest.mark.once
 def test_in_processes_side_by_side(tmp_path: Path) -> None:
     database = {**SQLITE, "NAME": str(tmp_path / "site.sqlite3")}
     tests = [f"library.tests.{name}" for name in ("ClientTests", "AsyncTests", "CommittedTests")]
@@ -96,7 +99,8 @@ def test_in_a_browser(database: dict[str, Any]) -> None:
 PYTEST = ("-m", "pytest", "-q", "--rootdir=.", "-c", os.devnull, "-p", "no:cacheprovider")
 
 
-@pytest.mark.parametrize("database", ["memory", "file", "postgresql"], indirect=True)
+@pytest.mark.once
+@pytest.mark.parametrize("database", ["memory", "postgresql"], indirect=True)
 def test_by_pytest_django(database: dict[str, Any]) -> None:
     if find_spec("pytest_django") is None:
         pytest.skip("pytest-django is not installed")
@@ -104,6 +108,7 @@ def test_by_pytest_django(database: dict[str, Any]) -> None:
     assert "9 passed" in said
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("database", ["file"], indirect=True)
 def test_by_pytest_asyncio(database: dict[str, Any]) -> None:
     if find_spec("pytest_django") is None or find_spec("pytest_asyncio") is None:

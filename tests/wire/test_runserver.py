@@ -266,8 +266,7 @@ def test_a_change_is_served(project: Path) -> None:
         assert time.monotonic() - began < 10
 
 
-@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("path", ["/stuck/", "/deaf/"])
+@pytest.mark.parametrize(("sig", "path"), [(signal.SIGINT, "/stuck/"), (signal.SIGTERM, "/deaf/")])
 def test_it_ends_at_once(project: Path, sig: int, path: str) -> None:
     """Whatever blocks the loop, or a thread."""
     with runserver(project, "--noreload") as server, server.connect() as sock:
@@ -277,6 +276,7 @@ def test_it_ends_at_once(project: Path, sig: int, path: str) -> None:
         assert "Traceback" not in server.log()
 
 
+@pytest.mark.once
 def test_ipv6(project: Path) -> None:
     try:
         port = free_port(socket.AF_INET6)
@@ -316,6 +316,7 @@ def test_where_it_cannot_serve(project: Path, options: tuple[str], said: str) ->
     assert "Traceback" not in ran.stderr
 
 
+@pytest.mark.once
 def test_one_plain_view_at_a_time(project: Path) -> None:
     with runserver(project, "--noreload", "--nothreading", "--nostatic") as server:
         with ThreadPoolExecutor(8) as pool:
@@ -346,6 +347,7 @@ def test_djangos_own_application_is_served_as_it_is(project: Path) -> None:
         assert get(server, "/sleep/").status_code == 500
 
 
+@pytest.mark.once
 def test_without_a_setting_it_is_ours(project: Path) -> None:
     settings = project / "settings.py"
     text = SETTINGS.replace("WSGI_APPLICATION", "NOTHING")
@@ -362,6 +364,7 @@ class Command(Base):
 """
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("serves", [True, False])
 def test_the_commands_that_it_hides(project: Path, serves: bool) -> None:
     """whitenoise's, which leaves the serving to Django, has its way; daphne's can't."""
@@ -399,6 +402,7 @@ exec(open("manage.py").read())
 """
 
 
+@pytest.mark.once
 def test_it_needs_nothing_that_windows_has_not(project: Path) -> None:
     (project / "without.py").write_text(textwrap.dedent(ABSENT))
     port = free_port()
