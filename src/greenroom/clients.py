@@ -82,7 +82,8 @@ def run_async(fn: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
 @contextlib.contextmanager
 def _own_scope(name: str) -> Iterator[None]:
     """The wrappers of this thread, unless the code here has some already."""
-    if borrow.current() is not None:
+    if (outer := borrow.current()) is not None:
+        borrow.again(outer)
         yield
         return
     scope = borrow.begin(name, own=True)
@@ -181,7 +182,9 @@ def _load_middleware(self: Any, is_async: bool = False) -> None:
 
 
 def _in_scope(call: Callable[..., Any], client_handler: Any, environ: dict[str, Any]) -> Any:
-    if borrow.current() is not None:
+    if (outer := borrow.current()) is not None:
+        # Of a request that makes one, or of one whose stream nobody closed.
+        borrow.again(outer)
         return call(client_handler, environ)
     scope = borrow.begin("a request of a test", own=True)
 
@@ -332,7 +335,21 @@ def _of_rest_framework(module: Any) -> None:
     # What its RequestsClient calls, where `requests` is installed. It may have been replaced.
     handler = getattr(module, "WSGIHandler", None)
     if getattr(handler, "__module__", None) == "django.core.handlers.wsgi":
-        module.WSGIHandler = get_wsgi_application
+        module.WSGIHandler = _closing_application
+
+
+def _closing_application() -> Callable[..., list[bytes]]:
+    """Our application, for who closes no response."""
+    application = get_wsgi_application()
+
+    def answer(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        response = application(environ, start_response)
+        try:
+            return list(response)
+        finally:
+            response.close()
+
+    return answer
 
 
 HOOKS: dict[str, Callable[[Any], None]] = {

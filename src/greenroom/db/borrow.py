@@ -86,7 +86,10 @@ class Scope:
 
     def is_ours(self) -> bool:
         """Whether all wrappers that it has can be used on the loop."""
-        return not self.own or all(isinstance(each, Wrapper) for each in self.wrappers.values())
+        # asgiref keeps something else among those of a thread that has run a loop.
+        return not self.own or all(
+            isinstance(each, Wrapper) for alias, each in self.wrappers.items() if alias != "cvar"
+        )
 
     def is_in_block(self) -> bool:
         """Whether the code here is in a transaction, or uses the connection just now."""
@@ -156,6 +159,13 @@ in_tests: Callable[[], bool] = lambda: False  # noqa: E731
 # Wrappers that all scopes have: those in memory that a test shares with a live server. They
 # are nobody's, and have turns.
 lent: dict[str, Wrapper] = {}
+
+
+def again(scope: Scope) -> None:
+    """Go on in a scope that was never left: another may have had its wrappers meanwhile."""
+    for alias, wrapper in scope.wrappers.items():
+        if isinstance(wrapper, Wrapper) and wrapper.scope is None and alias not in lent:
+            wrapper.scope = scope
 
 
 def _use_lent(scope: Scope) -> None:

@@ -123,6 +123,10 @@ class ClientTests(Data, TestCase):
         answer.close()
         self.assertEqual(views.entered, ["closed"])
 
+    def test_a_stream_that_nobody_reads(self):
+        ClientTests.unread = self.client.get("/endless/")
+        self.assertEqual(self.client.get("/add/Eve/").json()["authors"], 2)
+
     def test_forms_and_csrf(self):
         files = {"name": "Ada", "file": BytesIO(b"notes")}
         self.assertEqual(self.client.post("/form/", files).content, b"Ada notes")
