@@ -30,7 +30,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from functools import lru_cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
-from asgiref.sync import AsyncToSync, iscoroutinefunction, sync_to_async
+from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.db import connections
 
 from . import bridge, conf, handler, loops
@@ -97,7 +97,7 @@ def _own_scope(name: str) -> Iterator[None]:
 def _wait(awaitable: Awaitable[T]) -> T:
     """What `await_` does on a thread that serves nobody: a test's has its transaction."""
     if not in_tests():
-        return loops.wait(awaitable)
+        return borrow.wait(awaitable)
     with _own_scope("await_() in a test"):
         return loops.wait(awaitable)
 
@@ -256,14 +256,8 @@ async def _elsewhere(ours: handler.Handler, request: Any) -> Any:
     home = loops.background()
 
     def on_thread() -> Any:
-        # Calls of the coroutine come to this thread by us, which waits for it.
-        outer = getattr(AsyncToSync.executors, "current", None)
-        AsyncToSync.executors.current = None
-        try:
-            with _own_scope("a request of a test"):
-                return home.threads.adopt(answer)
-        finally:
-            AsyncToSync.executors.current = outer
+        with _own_scope("a request of a test"):
+            return home.threads.adopt(answer)
 
     def answer() -> Any:
         request.lifespan = bridge.await_(_state(home))

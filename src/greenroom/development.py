@@ -50,6 +50,9 @@ THREADS = 64
 # Browsers keep connections, and open some ahead.
 KEEPALIVE = 60.0
 
+# Of the application's options; the others are those of threads.
+_OF_SERVER = ("spool_quota", "max_body")
+
 
 class ServerThread:
     """Serves `app` from `sockets`. `started` is called when its startup is done."""
@@ -147,7 +150,7 @@ class ServerThread:
     async def _main(self) -> None:
         app = self.app
         options = dict(getattr(app, "coroutine_wsgi_options", None) or {})
-        spool_quota = options.pop("spool_quota", None)
+        of_server = {name: options.pop(name) for name in _OF_SERVER if name in options}
         threads = Threads(self._loop, limit=self._threads, **options)
         threads.at_end = connections.close_all
         self.home = home = Home(self._loop, threads)
@@ -161,7 +164,7 @@ class ServerThread:
                 self._started()
             config = Config(
                 keepalive=KEEPALIVE,
-                spool_quota=spool_quota,
+                **of_server,
                 # There is no proxy in front.
                 trusted=(),
                 sendfile=hasattr(os, "sendfile"),
@@ -267,7 +270,7 @@ class Log:
 
     def access(self, resp: Any, req: Any, environ: Any, request_time: timedelta) -> None:
         """One line per request, in the words of `http.server`."""
-        if self.quiet or req.method == "-":
+        if self.quiet or req.method in ("", "-"):
             return
         sock = environ.get("gunicorn.socket")
         if resp.over and not resp.headers_sent:

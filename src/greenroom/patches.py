@@ -100,7 +100,6 @@ private, relied on                     for
 `Cursor._execute_gen` …                of psycopg: the names of the generators that
                                        send statements, to see those of other cursors
 `django.test.utils._TestState`         whether tests run in this process
-`AsyncToSync.executors`                to let an async test's calls come to us
 `testcases._MediaFilesHandler`         what Django's live server serves too
 `StaticFilesHandler._should_handle`    whether a path is that of a file
 `ServerCursorMixin._described`,        whether a server-side cursor exists in the
