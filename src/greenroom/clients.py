@@ -26,12 +26,13 @@ import asyncio
 import contextlib
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from functools import lru_cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
-from django.db import connections
+from django.db import DEFAULT_DB_ALIAS, connections
 
 from . import bridge, conf, handler, loops
 from .application import AsyncDjangoApplication, get_wsgi_application
@@ -189,6 +190,7 @@ def _in_scope(call: Callable[..., Any], client_handler: Any, environ: dict[str, 
     scope = borrow.begin("a request of a test", own=True)
 
     def leave() -> None:
+        _wait_for_blocks(scope)
         borrow.leave(scope)
         borrow.forget()
 
@@ -203,6 +205,20 @@ def _in_scope(call: Callable[..., Any], client_handler: Any, environ: dict[str, 
     else:
         leave()
     return response
+
+
+def _wait_for_blocks(scope: borrow.Scope) -> None:
+    """Wait for the transactions that tasks of the request have open.
+
+    The end of the request would end them, and the test's connection with them.
+    """
+    ends = time.monotonic() + conf.settings().db_timeout_of(DEFAULT_DB_ALIAS)
+    while time.monotonic() < ends and any(
+        len(wrapper.blocks) > scope.blocks.get(alias, 0)
+        for alias, wrapper in scope.wrappers.items()
+        if isinstance(wrapper, borrow.Wrapper) and wrapper.scope is scope
+    ):
+        time.sleep(0.002)
 
 
 def _get_response(self: Any, request: Any) -> Any:

@@ -50,7 +50,8 @@ THREADS = 64
 # Browsers keep connections, and open some ahead.
 KEEPALIVE = 60.0
 
-# Of the application's options; the others are those of threads.
+# Of the application's options. The others are for production.
+_OF_THREADS = ("max_parked", "queue_timeout")
 _OF_SERVER = ("spool_quota", "max_body")
 
 
@@ -149,9 +150,10 @@ class ServerThread:
 
     async def _main(self) -> None:
         app = self.app
-        options = dict(getattr(app, "coroutine_wsgi_options", None) or {})
-        of_server = {name: options.pop(name) for name in _OF_SERVER if name in options}
-        threads = Threads(self._loop, limit=self._threads, **options)
+        options = getattr(app, "coroutine_wsgi_options", None) or {}
+        of_threads = {name: options[name] for name in _OF_THREADS if name in options}
+        of_server = {name: options[name] for name in _OF_SERVER if name in options}
+        threads = Threads(self._loop, limit=self._threads, **of_threads)
         threads.at_end = connections.close_all
         self.home = home = Home(self._loop, threads)
         home.register()

@@ -68,6 +68,10 @@ class ClientTests(Data, TestCase):
         self.assertEqual(self.client.get("/tasks/").json(), {"tasks": 3, "thread": 4})
         self.assertEqual(Author.objects.count(), 4)
 
+    def test_a_task_goes_on_in_a_transaction(self):
+        self.client.get("/leave/")
+        self.assertTrue(Author.objects.filter(name="audited").exists())
+
     def test_errors(self):
         with self.assertRaisesMessage(ValueError, "a mistake"):
             self.client.get("/fail/")

@@ -12,6 +12,7 @@ urlpatterns = [
             views.plain,
             views.twice,
             views.tasks,
+            views.leave,
             views.fail,
             views.mistake,
             views.missing,

@@ -75,6 +75,26 @@ def all_books():
     return Author.objects.count()
 
 
+left: set[asyncio.Task[None]] = set()
+
+
+async def leave(request):
+    """A task goes on in a transaction when the request ends."""
+
+    async def audit():
+        async with greenroom.atomic():
+            begun.set()
+            await asyncio.sleep(0.1)
+            await Author.objects.acreate(name="audited")
+
+    begun = asyncio.Event()
+    task = asyncio.create_task(audit())
+    left.add(task)
+    task.add_done_callback(left.discard)
+    await begun.wait()
+    return HttpResponse("left")
+
+
 async def fail(request):
     Author.objects.create(name="lost")
     await asyncio.sleep(0)
