@@ -80,6 +80,8 @@ class ServerThread:
         self._server: _Server | None = None
         self._main_task: asyncio.Task[None] | None = None
         self._ready = threading.Event()
+        # Not by the thread: up to Python 3.12 one whose join() is interrupted passes for ended.
+        self._ended = threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="greenroom-server", daemon=True)
 
@@ -89,7 +91,6 @@ class ServerThread:
         self._thread.start()
         self._ready.wait()
         if self._error is not None:
-            self._thread.join()
             running.discard(self)
             error, self._error = self._error, None
             try:
@@ -99,25 +100,27 @@ class ServerThread:
 
     def wait(self) -> None:
         """Wait until somebody stops it. On the main thread, a signal is obeyed at once."""
-        while self._thread.is_alive():
-            # Windows interrupts no wait that has no end.
-            self._thread.join(1.0)
+        while not self._ended.wait(1.0):
+            pass  # Windows interrupts no wait that has no end
+        if self._error is not None:
+            raise self._error
 
     def stop(self, timeout: float = 2.0) -> bool:
         """End it, from any other thread; whether it ended within `timeout` seconds."""
         running.discard(self)
         self.log.quiet = True
-        if self._thread.is_alive():
-            with contextlib.suppress(RuntimeError):  # its loop was closed just now
-                self._loop.call_soon_threadsafe(self._stop, timeout)
-            ends = time.monotonic() + timeout
-            self._thread.join(timeout)
-            # They end with it, but for those that are stuck.
-            while self.home is not None and self.home.threads.made:
-                if time.monotonic() > ends:
-                    return False
-                time.sleep(0.001)
-        return not self._thread.is_alive()
+        if self._ended.is_set():
+            return True
+        with contextlib.suppress(RuntimeError):  # its loop was closed just now
+            self._loop.call_soon_threadsafe(self._stop, timeout)
+        ends = time.monotonic() + timeout
+        self._ended.wait(timeout)
+        # They end with it, but for those that are stuck.
+        while self.home is not None and self.home.threads.made:
+            if time.monotonic() > ends:
+                return False
+            time.sleep(0.001)
+        return self._ended.is_set()
 
     # On its thread.
 
@@ -146,6 +149,7 @@ class ServerThread:
         finally:
             self._executor.shutdown(wait=False, cancel_futures=True)
             _close_loop(loop)
+            self._ended.set()
             self._ready.set()
 
     async def _main(self) -> None:
