@@ -65,7 +65,8 @@ def _wake(waiter: asyncio.Future[None]) -> None:
 
 
 _event = ShuttingDown()
-os.register_at_fork(after_in_child=_event._after_fork)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_event._after_fork)
 
 
 def shutting_down() -> ShuttingDown:
