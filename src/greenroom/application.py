@@ -108,7 +108,8 @@ class Application:
     def _enter_lifespan(self, home: loops.Home) -> asyncio.Future[Any]:
         home.threads.after_call = exchange.tidy_connections
         home.stack.callback(borrow.drain)
-        listener = logs.take_off_loop()
+        # Those of tests come and go.
+        listener = None if borrow.in_tests() else logs.take_off_loop()
         if listener is not None:
             home.stack.push_async_callback(_stop_listening, listener.stop)
         entered: asyncio.Future[Any] = home.loop.create_future()

@@ -290,7 +290,7 @@ async def _elsewhere(ours: handler.Handler, request: Any) -> Any:
 async def _state(home: Home) -> Any:
     """What the project's lifespan yields, entered on that loop."""
     name = conf.settings().lifespan
-    return None if name is None else await _application(name)._state(home)
+    return None if name is None else await _application(name).state_of(home)
 
 
 @lru_cache(maxsize=8)

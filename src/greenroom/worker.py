@@ -42,10 +42,12 @@ from gunicorn.workers import base
 
 from .errors import GreenroomError
 from .loops import Home
-from .server import Config, Group, Hooks, Probes, Server, Watchdog, stacks
+from .server import Config, Hooks, Server, stacks
 from .server.config import Network
 from .server.head import Environ, Request
+from .server.probes import Group, Probes
 from .server.response import Response
+from .server.watchdog import Watchdog
 from .shutdown import shutting_down
 from .threads import Threads
 
