@@ -167,9 +167,8 @@ class Pulled:
     def __next__(self) -> bytes:
         if self._ended:
             raise StopIteration
-        if bridge.thread_wait() is not None:
-            # On a thread of the worker, beneath a plain wrapper: it is parked, and
-            # the request's own task pulls.
+        if self._waits_here():
+            # The request's own task pulls.
             item = bridge.await_(self._next())
         else:
             self._home.loop.call_soon_threadsafe(self._want)
@@ -183,7 +182,7 @@ class Pulled:
 
     def close(self) -> None:
         try:
-            if bridge.thread_wait() is not None:
+            if self._waits_here():
                 bridge.await_(self._stream.aclose())
             elif not self._ended:
                 self._home.loop.call_soon_threadsafe(self._cancel)
@@ -192,6 +191,14 @@ class Pulled:
         finally:
             self._ended = True
             self._close()
+
+    def _waits_here(self) -> bool:
+        """Whether the code here waits within a task of the loop, and must not block it."""
+        if bridge.thread_wait() is not None:
+            # On a thread of the worker, beneath a plain wrapper: it is parked.
+            return True
+        # The test client in an async test.
+        return bridge.in_bridge() and loops.current() is self._home
 
     async def _next(self) -> bytes | None:
         async for part in self._stream:

@@ -243,6 +243,12 @@ class AsyncTests(Data, TestCase):
 
     async def test_the_plain_client(self):
         self.assertEqual(self.client.get("/add/Eve/").json()["authors"], 2)
+        self.assertEqual(self.client.get("/stream/").getvalue(), b"Ada 2;Eve 2;")
+        answer = self.client.get("/endless/")
+        self.assertEqual(next(iter(answer.streaming_content)), b"2;")
+        views.entered.clear()
+        answer.close()
+        self.assertEqual(views.entered, ["closed"])
 
     async def test_cancelled(self):
         with self.assertRaises(TimeoutError):
