@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -358,7 +359,25 @@ def test_caches_of_files(database: Any, placement: str, tmp_path: Path) -> None:
         assert await sync_to_async(cache.get)("c") == 7
         assert await asyncio.gather(*(cache.aget("a") for _ in range(4))) == [2] * 4
 
+    async def sets_attributes(request: Any) -> None:
+        cache.key_func, before = lambda key, *args: f"mine:{key}", cache.key_func
+        cache.set("a", "other")
+        assert cache.get("a") == await cache.aget("a") == "other"
+        cache.key_func = before
+        assert cache.get("a") == await cache.aget("a") == 2
+        with mock.patch.object(cache, "get", return_value="mocked"):
+            assert cache.get("a") == await cache.aget("a") == "mocked"
+        with mock.patch.object(cache, "aget", return_value="mocked"):
+            assert await cache.aget("a") == "mocked"
+        assert cache.get("a") == await cache.aget("a") == 2
+        # Other clients have none of it.
+        cache.key_prefix, before = "mine", cache.key_prefix
+        assert cache.get("a") is None
+        assert await asyncio.to_thread(lambda: cache.get("a")) == 2
+        cache.key_prefix = before
+
     database.request(view, placement, CACHES=caches)
+    database.request(sets_attributes, placement, CACHES=caches)
 
 
 @pytest.mark.parametrize("vendor", ["sqlite"], indirect=True)
