@@ -101,6 +101,7 @@ private, relied on                     for
                                        send statements, to see those of other cursors
 `django.test.utils._TestState`         whether tests run in this process
 `testcases._MediaFilesHandler`         what Django's live server serves too
+`LiveServerThread._create_server`      whether the project makes a server itself
 `StaticFilesHandler._should_handle`    whether a path is that of a file
 `ServerCursorMixin._described`,        whether a server-side cursor exists in the
 `._withhold`, `._name`                 server

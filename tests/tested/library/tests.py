@@ -25,6 +25,7 @@ from django.test import (
     TransactionTestCase,
     override_settings,
 )
+from django.test.testcases import LiveServerThread
 from django.utils import translation
 from rest_framework.test import APIClient, APIRequestFactory, APITestCase, force_authenticate
 
@@ -394,6 +395,22 @@ class OurLiveTests(Live, OurLiveServerTestCase):
 class StaticLiveTests(Live, StaticLiveServerTestCase):
     def test_static_files(self):
         self.assertIn("function", self.get("/static/rest_framework/js/default.js"))
+
+
+class OwnServerThread(LiveServerThread):
+    def _create_server(self, connections_override=None):
+        server = super()._create_server(connections_override)
+        server.is_the_projects = True
+        return server
+
+
+class OwnServerTests(LiveServerTestCase):
+    server_thread_class = OwnServerThread
+
+    def test_it_serves(self):
+        self.assertTrue(self.server_thread.httpd.is_the_projects)
+        Author.objects.create(name="Ada")
+        self.assertEqual(Live.get(self, "/plain/"), "1")
 
 
 class GuardTests(TestCase):
