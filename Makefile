@@ -23,11 +23,12 @@ test: $(STAMP)
 	@scripts/debian.sh $(NGINX) "the test behind a proxy is skipped" || true
 	$(BIN)/python scripts/matrix.py $(if $(ALL),,--newest)
 
-# Django's own tests in a bridge on the event loop, and those of Django REST framework through
-# our application, on SQLite and PostgreSQL, compared with what they do without: more of them
-# than `make test` runs. Then gunicorn's and waitress's tests of HTTP, against the worker, and
-# a site under every server. SUITES="basic queries", SUITES=rest_framework, SUITES=wire or
-# SUITES=servers for some; DATABASE=sqlite, LOOP=uvloop for one.
+# Django's own tests in a bridge on the event loop and those of Django REST framework through
+# our application, on SQLite and PostgreSQL, and Django's tests of requests through our handler,
+# compared with what they do without: more of them than `make test` runs. Then gunicorn's and
+# waitress's tests of HTTP, against the worker, and a site under every server.
+# SUITES="basic queries", SUITES=rest_framework, SUITES=handler, SUITES=wire or SUITES=servers for
+# some; DATABASE=sqlite, LOOP=uvloop for one.
 conformance: $(STAMP)
 	@scripts/debian.sh $(POSTGRESQL) "nothing can be compared on it"
 	@scripts/debian.sh apxs apache2-dev "mod_wsgi is left out" || true

@@ -68,9 +68,6 @@ BENEATH = {
 }
 
 
-# Requests of the test clients, whoever answered; those that our application answered, and
-# of these those that were placed on the loop.
-Report.requests = Report.through_ours = Report.on_loop = 0
 # Handlers, and what else was made a coroutine function, that were awaited.
 Report.handlers_awaited = Report.others_awaited = 0
 

@@ -35,9 +35,6 @@ TIMEOUT = 300
 class Run(suites.Run):
     """What came out of one run; see `drf_runner`."""
 
-    requests: int
-    through_ours: int
-    on_loop: int
     handlers_awaited: int
     others_awaited: int
 

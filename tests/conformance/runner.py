@@ -1,10 +1,15 @@
 """Runs Django's own tests, stock or in a bridge on an event loop, and writes what came out.
 
-A process of its own: `runner.py --tests FOLDER --loop stock|asyncio|uvloop --result FILE
---timeout SECONDS LABEL…`, with GREENROOM_CONFORMANCE_DATABASES for its settings. FOLDER is
-`tests` of Django's source distribution, whose `runtests` does all but what is here: it calls a
-`DiscoverRunner`, ours, which makes the test databases as ever and then runs the suite as
-one task, in one bridge. Nothing of Django's tests is changed.
+A process of its own: `runner.py --tests FOLDER --loop stock|asyncio|uvloop [--handler]
+--result FILE --timeout SECONDS LABEL…`, with GREENROOM_CONFORMANCE_DATABASES for its settings.
+FOLDER is `tests` of Django's source distribution, whose `runtests` does all but what is here: it
+calls a `DiscoverRunner`, ours, which makes the test databases as ever and then runs the suite as
+one task, in one bridge; without a loop as ever. Nothing of Django's tests is changed.
+
+With `--handler`, ``greenroom`` is in `INSTALLED_APPS`: so requests of Django's test clients go
+through our handler (see `greenroom.clients`), and what tests call as `WSGIHandler` is our
+application. In a run on a loop, all of a request is in a bridge, plain views too, which would not
+go there by themselves; in a run without, it is on the test's thread.
 """
 
 from __future__ import annotations
@@ -28,14 +33,19 @@ from pathlib import Path
 from typing import Any
 
 import greenlet
+from django.core.handlers import wsgi
 from django.db import connections
 from django.db.backends.utils import CursorWrapper
+from django.test import client
 from django.test.runner import DiscoverRunner
 
 import greenroom.patches
-from greenroom import bridge
+from greenroom import bridge, handler
+from greenroom.application import AsyncDjangoApplication
+from greenroom.bodies import Parts
 from greenroom.db import borrow
 from greenroom.loops import Home
+from greenroom.placement import Judge
 from greenroom.threads import Threads
 
 # Of an object that a subtest's description shows.
@@ -52,6 +62,12 @@ class Report:
     queries_in_bridge = 0
     # How often the task of the suite waited for the loop.
     suspensions = 0
+    # Those of the test clients; all that our handler was asked, and of that what was placed
+    # on the loop; the tests whose requests were answered without it.
+    requests = 0
+    through_ours = 0
+    on_loop = 0
+    not_through_ours: list[str] = []  # noqa: RUF012
     seconds = 0.0
 
 
@@ -59,6 +75,7 @@ class Run:
     """The run under way."""
 
     loop = "stock"
+    event_loop: asyncio.AbstractEventLoop | None = None
     test = "(none began)"
     result = Path("result.json")
 
@@ -146,7 +163,7 @@ class Runner(DiscoverRunner):
                 connections.close_all()
 
         async def main() -> Any:
-            loop = asyncio.get_running_loop()
+            Run.event_loop = loop = asyncio.get_running_loop()
             home = Home(loop, Threads(loop, limit=4))
             home.register()
             try:
@@ -202,6 +219,87 @@ def count_queries() -> None:
         setattr(CursorWrapper, name, counting(getattr(CursorWrapper, name)))
 
 
+# The requests that tests make.
+
+
+def count_requests() -> None:
+    """Count what the test clients ask, and what our handler answers."""
+    call, acall = client.ClientHandler.__call__, client.AsyncClientHandler.__call__
+
+    @wraps(call)
+    def counted(*args: Any) -> Any:
+        Report.requests += 1
+        before = Report.through_ours
+        response = call(*args)
+        if Report.through_ours == before:
+            Report.not_through_ours.append(Run.test)
+        return response
+
+    @wraps(acall)
+    async def acounted(*args: Any) -> Any:
+        Report.requests += 1
+        before = Report.through_ours
+        response = await acall(*args)
+        if Report.through_ours == before:
+            Report.not_through_ours.append(Run.test)
+        return response
+
+    client.ClientHandler.__call__ = counted
+    client.AsyncClientHandler.__call__ = acounted
+    get_response = handler.Handler.get_response
+
+    @wraps(get_response)
+    def answer(self: handler.Handler, request: Any) -> Any:
+        Report.through_ours += 1
+        Report.on_loop += handler.ON_LOOP in request.__dict__
+        return get_response(self, request)
+
+    handler.Handler.get_response = answer
+
+
+class WSGIHandler(AsyncDjangoApplication):
+    """Our application, for tests that call Django's; on the loop in a task of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._get_response = self.handler.get_response
+        self.handler.get_response = self._answer
+
+    def _answer(self, request: Any) -> Any:
+        self._response = self._get_response(request)
+        return self._response
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        if not bridge.in_bridge():
+            return super().__call__(environ, start_response)
+        answer = super().__call__({**environ, "wsgi.async": True}, start_response)
+        body = bridge.await_(asyncio.create_task(answer))
+        # Tests look at the response, which is what Django's returns.
+        return self._response if isinstance(body, Parts) else body
+
+
+def use_handler(runtests: Any) -> None:
+    """Have requests answered by us: on a loop, in a bridge wherever they come from."""
+    # The test clients; see `greenroom.clients`.
+    runtests.ALWAYS_INSTALLED_APPS.insert(0, "greenroom")
+    # Before tests import them, and after what else extends or calls them.
+    import django.contrib.staticfiles.handlers
+    import django.core.servers.basehttp
+    import django.core.wsgi
+
+    wsgi.WSGIHandler = WSGIHandler
+    django.core.wsgi.get_wsgi_application = WSGIHandler
+    kind, surroundings = Judge._kind, Judge.surroundings
+    Judge._kind = lambda *args: (True, []) if _on_loop_of_suite() else kind(*args)
+    Judge.surroundings = lambda *args: [] if _on_loop_of_suite() else surroundings(*args)
+
+
+def _on_loop_of_suite() -> bool:
+    """And not on that of a live server, say."""
+    loop = asyncio._get_running_loop()
+    return loop is not None and loop is Run.event_loop
+
+
 def write() -> None:
     report = {key: value for key, value in vars(Report).items() if not key.startswith("_")}
     Run.result.write_text(json.dumps(report, indent=1))
@@ -223,6 +321,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tests", type=Path, required=True)
     parser.add_argument("--loop", choices=["stock", "asyncio", "uvloop"], default="stock")
+    parser.add_argument("--handler", action="store_true")
     parser.add_argument("--result", type=Path, required=True)
     parser.add_argument("--timeout", type=float, required=True)
     parser.add_argument("labels", nargs="+")
@@ -238,6 +337,9 @@ def main() -> None:
     import runtests
 
     count_queries()
+    if options.handler:
+        use_handler(runtests)
+    count_requests()
     setup = runtests.setup_run_tests
 
     def setup_run_tests(*args: Any) -> Any:

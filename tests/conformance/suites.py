@@ -153,6 +153,10 @@ class Run:
     queries: int
     queries_in_bridge: int
     suspensions: int
+    requests: int
+    through_ours: int
+    on_loop: int
+    not_through_ours: list[str]
     seconds: float
     # Of the process, and what it wrote.
     status: int

@@ -1,8 +1,8 @@
 """Django's own tests, in a bridge on the event loop, come out as they do without.
 
 GREENROOM_CONFORMANCE_SUITES names others than those of `suites.SUITES`, or says "all";
-"rest_framework" and "wire" are not Django's, and "servers" are real ones
-(`test_every_server`), not its suite of that name.
+"rest_framework" and "wire" are not Django's, "handler" is not of the database, and "servers" are
+real ones (`test_every_server`), not its suite of that name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from conformance import suites
 from conformance.runs import Runs
 
 ASKED = os.environ.get("GREENROOM_CONFORMANCE_SUITES", "").split() or suites.SUITES
-LABELS = [each for each in ASKED if each not in {"rest_framework", "servers", "wire"}]
+OTHERS = {"handler", "rest_framework", "servers", "wire"}
+LABELS = [each for each in ASKED if each.split(":")[0] not in OTHERS]
 if LABELS == ["all"]:
     LABELS = suites.SUITES + suites.MORE
 ALIASES = ("default", "other")
