@@ -208,6 +208,11 @@ class Server:
 
     # What connections and exchanges call.
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether there is more than one connection."""
+        return self._open > 1
+
     def connected(self, connection: Connection) -> None:
         """A connection is there; over TLS, after its handshake."""
         self.connections.add(connection)

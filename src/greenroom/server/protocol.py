@@ -51,6 +51,9 @@ HEAD, BODY, RUNNING, LINGERING, CLOSING, LOST = range(6)
 
 # Pipelined bytes that are kept while a request is in flight.
 _PIPELINED = 1 << 16
+# Turns of the loop between two pipelined requests, if there are other connections: a new
+# one needs some six until it is answered, and would wait for a pipelined request in each.
+_GIVE_WAY = 4
 
 # Without waiting: where Windows has no such flag, the socket itself is set so.
 _LOOK = socket.MSG_PEEK | getattr(socket, "MSG_DONTWAIT", 0)
@@ -295,7 +298,20 @@ class Connection(asyncio.Protocol):
             return
         if not keep_alive:
             self._finish(wanted)
-            return
+        elif self._buffer and self.server.is_shared:
+            self._give_way(_GIVE_WAY)
+        else:
+            self._next()
+
+    def _give_way(self, turns: int) -> None:
+        """Let others have some turns of the loop before the next request that was sent ahead."""
+        if turns:
+            self.server.loop.call_soon(self._give_way, turns - 1)
+        elif self._state == RUNNING:
+            self._next()
+
+    def _next(self) -> None:
+        """Serve what was sent ahead, or wait for the next request."""
         self._state = HEAD
         self._scanned = 0
         server = self.server

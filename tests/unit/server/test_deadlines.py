@@ -324,3 +324,44 @@ async def test_draining(harness: Any) -> None:
         connection._transport.close()
     await asyncio.wait_for(drain, 3)
     await at.aclose()
+
+
+@on_loop
+async def test_requests_sent_ahead_give_way_if_there_are_other_connections(harness: Any) -> None:
+    loop = asyncio.get_running_loop()
+    turns = 0
+    over = False
+    served: list[int] = []
+
+    def turn() -> None:
+        nonlocal turns
+        turns += 1
+        if not over:
+            loop.call_soon(turn)
+
+    async def app(environ: Any, start_response: Any) -> Any:
+        served.append(turns)
+        if over:
+            # The client leaves once it has its answer.
+            loop.call_soon(transport.close)
+        return await hello(environ, start_response)
+
+    at = harness(app)
+    connection, transport = at.connect()
+    turn()
+    gaps = []
+    for _ in range(2):
+        served.clear()
+        connection.data_received((GET + b"\r\n") * 3)
+        await until(lambda: len(served) == 3)
+        gaps.append((served[2] - served[0]) / 2)
+        # Now there is another one.
+        at.connect()
+    over = True
+    assert gaps[0] <= 2
+    assert gaps[1] >= gaps[0] + 3
+    served.clear()
+    connection.data_received((GET + b"\r\n") * 3)
+    await asyncio.sleep(SOON)
+    assert len(served) == 1
+    await at.aclose()
