@@ -264,15 +264,17 @@ def in_bridge() -> bool:
     return bridge.__class__ is _Bridge and bridge.task is current_task()
 
 
-def suspended() -> list[tuple[asyncio.Task[Any], types.FrameType]]:
-    """What waits in bridges of this thread: the task, and the frame that called `await_`.
+def suspended(
+    loop: asyncio.AbstractEventLoop,
+) -> list[tuple[asyncio.Task[Any], types.FrameType]]:
+    """What waits in bridges of this thread's loop: the task, and the frame that called `await_`.
 
     For a report on a process that is about to end: the frames are to be dropped at once.
     """
     found = []
     for bridge in list(_pool().bridges):
         task, frame = bridge.task, _outside(bridge.gr_frame)
-        if task is not None and frame is not None:
+        if task is not None and frame is not None and task.get_loop() is loop:
             found.append((task, frame))
     return found
 

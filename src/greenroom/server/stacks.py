@@ -109,7 +109,7 @@ def autopsy(
         listed = names(f"{name(each)} ({now - each.started:.1f} s)" for each in oldest)
         parts.append(f"In flight, the oldest first: {listed}")
     requests = {each.task: name(each) for each in oldest}
-    suspended = bridge.suspended()
+    suspended = bridge.suspended(loop)
     for task, frame in suspended[:_STACKS]:
         whose = requests.get(task) or f"the task {task.get_name()}"
         parts.append(f"Suspended in synchronous code, {whose}:\n{text(places(frame), _FEW_FRAMES)}")

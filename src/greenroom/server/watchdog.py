@@ -1,8 +1,8 @@
 """A thread that sees when the loop doesn't turn, and says what it runs.
 
 The loop notes the time in a timer, `_NOTES` times in each `threshold`; the thread
-sleeps until such a note is `threshold` seconds old, so a loop that turns costs it
-some ten looks a second. What is seen is logged once, and once more with its duration
+sleeps until such a note is nearly `threshold` seconds old, so a loop that turns costs it
+some fifteen looks a second. What is seen is logged once, and once more with its duration
 when the loop turns again. Both count from the last note, and so may be too long by
 the time between two. At most `_AT_ONCE` stalls are logged in a row, then one in
 `_EVERY` seconds; the others are counted.
@@ -18,6 +18,8 @@ What is no stall, though no note was made:
   running by others (a thread that kept the interpreter lock, a busy machine).
 - **The process was stopped**: this thread overslept too, and is to see another
   `threshold` pass.
+- **Many tasks in one turn**: a burst of requests takes its time, but no code keeps the
+  others from running. It is the same task that runs, from look to look, in a stall.
 - **The machine is busy**: the loop's thread would run, but hasn't had a processor for
   half of `threshold` yet. What tells is its clock of CPU time and its state in
   /proc; where a system has neither, such a stall is reported with the others.
@@ -42,7 +44,7 @@ import time
 from collections.abc import Callable
 from contextvars import Context
 from types import CodeType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import stacks
 
@@ -127,24 +129,38 @@ class Watchdog:
     # On the thread.
 
     def _watch(self) -> None:
+        look = self._threshold / _NOTES
         pause, since, before = self._threshold, 0.0, time.monotonic()
+        # Since which note which task has run, and from when on that is a stall.
+        seen: tuple[Any, Any, float] = None, None, 0.0
         while not self._running.acquire(timeout=pause):
             now = time.monotonic()
-            if now - before > pause + self._threshold / _NOTES:
+            if now - before > pause + look:
                 # It overslept: what it sees now may just have been let go on.
                 since = now
             note = self._note
             due = note[0] + self._threshold
-            if now < due:
-                before, pause = now, due - now
+            if now < due - look:
+                seen = None, None, 0.0
+                before, pause = now, due - look - now
+                continue
+            task = asyncio.current_task(self._loop)
+            if seen[0] is not note:
+                seen = note, task, due
+            elif seen[1] is not task:
+                seen = note, task, now + self._threshold
+            if now < seen[2]:
+                before, pause = now, min(look, seen[2] - now)
                 continue
             said = self._seen(note, now, settled=now - since >= self._threshold)
+            del task
+            seen = None, None, 0.0
             while said is not None and self._note is note:
-                if self._running.acquire(timeout=self._threshold / _NOTES):
+                if self._running.acquire(timeout=look):
                     return
             if said:
                 self._over(said)
-            before, pause = time.monotonic(), self._threshold / _NOTES
+            before, pause = time.monotonic(), look
 
     def _seen(self, note: tuple[float, float], now: float, settled: bool) -> str | None:
         """Report a stall; returns what ran, or None if there is none."""

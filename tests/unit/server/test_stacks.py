@@ -73,6 +73,7 @@ def test_an_autopsy_in_a_signal_handler(new_loop: Any) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+        assert bridge.suspended(loop) == []
 
     with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(main())
@@ -90,7 +91,6 @@ def test_an_autopsy_in_a_signal_handler(new_loop: Any) -> None:
     assert rest.count("in waits\n    bridge.await_(asyncio.sleep(3600))") == 2
     # Neither what has ended nor what runs.
     assert rest.count("Suspended") == 2
-    assert bridge.suspended() == []
 
 
 def test_names_are_bounded() -> None:

@@ -145,6 +145,31 @@ def test_a_loop_that_turns_or_waits_is_left_alone(new_loop: Any) -> None:
 
 
 @pytest.mark.parametrize("new_loop", LOOPS)
+def test_a_turn_of_many_tasks_is_no_stall_of_any(new_loop: Any) -> None:
+    async def one_of_many() -> None:
+        time.sleep(0.01)
+
+    async def view() -> None:
+        await asyncio.gather(*(one_of_many() for _ in range(120)))
+
+    assert watch(view, new_loop, threshold=0.4).records == []
+
+
+def test_who_blocks_among_many_is_named() -> None:
+    async def one_of_many(number: int) -> None:
+        time.sleep(0.01)
+        if number == 30:
+            block()
+
+    async def view() -> None:
+        await asyncio.gather(*(one_of_many(number) for number in range(40)))
+
+    log = watch(view)
+    assert len(log.begun) == 1
+    assert ", in block (" in log.begun[0]
+
+
+@pytest.mark.parametrize("new_loop", LOOPS)
 def test_a_loop_that_waits_though_it_is_late_is_left_alone(new_loop: Any) -> None:
     """Its timer is lost: as if it got no processor, or not the interpreter lock."""
     dogs: list[Watchdog] = []
