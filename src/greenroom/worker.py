@@ -18,6 +18,9 @@ was set, it writes, then raises the signal again for us.
 
 What fails to start ends with `Arbiter.WORKER_BOOT_ERROR`, whatever the cause: with
 any other status the arbiter would start this worker again for ever.
+
+The module is long because of its tables: a third of it is what becomes of each of
+gunicorn's settings.
 """
 
 from __future__ import annotations

@@ -22,6 +22,9 @@ connection's `cursor` is taken to make some. The state that a function of the se
 makes is not seen, nor what is sent by the connection's `pgconn`: that wants
 ``DB_LEASE = "request"``, by which each request ends with a reset. What can be set
 on the connection object is as it was made when it is lent.
+
+The module is long because a connection, its waits and its cursors share what a
+cancellation may find half done.
 """
 
 from __future__ import annotations

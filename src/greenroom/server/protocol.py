@@ -26,6 +26,9 @@ Invariants:
 - Each state has a `deadline`; the server's sweep compares it with the clock once a
   second. There are no timers per request. The deadline of a head isn't renewed by
   its bytes; that of a body is by some thousand of them, that of an answer by any.
+
+The module is long because it is one automaton: each event is answered by its state, and
+what reads, what writes and what ends a connection change that together.
 """
 
 from __future__ import annotations
