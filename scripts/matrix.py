@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic
 
@@ -37,21 +38,17 @@ def main() -> int:
     pairs = [pair for pair in PAIRS if pair[0] in found]
     if options.newest:
         pairs = pairs[-1:]
+    *others, newest = pairs or [None]
     results = []
-    for python, django, floor in pairs:
-        name = f"Python {python} × Django {django}{' at the floors' if floor else ''}"
-        print(f"== {name}", flush=True)
-        began = monotonic()
-        binary = environment(found[python], python, django, floor)
-        command = [binary, "-m", "pytest", "-q", *options.pytest]
-        if (python, django, floor) != pairs[-1]:
-            command += ["-m", "not once"]
-            if not floor:
-                # What knows no Django, real servers and the demo: the oldest pair and the
-                # newest are enough.
-                command += [f"--ignore={path}" for path in _ENDS_ONLY]
-        status = subprocess.call(command, cwd=ROOT, env=clean_environment())
-        results.append((name, status, monotonic() - began))
+    for python, django, floor in others:
+        environment(found[python], python, django, floor)
+    if others:
+        # At once: they wait, for clocks mostly. The newest pair runs alone: it has the long tests.
+        with ThreadPoolExecutor() as executor:
+            runs = [executor.submit(run, pair, found, options.pytest, False) for pair in others]
+            results = [each.result() for each in runs]
+    if newest is not None:
+        results.append(run(newest, found, options.pytest, True))
     print("== pairs that ran")
     for name, status, seconds in results:
         print(f"{'ok    ' if status == 0 else 'FAILED'} {name} ({seconds:.0f} s)")
@@ -59,6 +56,39 @@ def main() -> int:
         if python not in found:
             print(f"absent Python {python} × Django {django}: no such interpreter here")
     return 0 if results and all(status == 0 for _, status, _ in results) else 1
+
+
+def run(
+    pair: tuple[str, str, bool], found: dict[str, str], arguments: list[str], newest: bool
+) -> tuple[str, int, float]:
+    """Test a pair; its name, pytest's exit status, the seconds that it took.
+
+    What those print that run beside others is shown when they end.
+    """
+    python, django, floor = pair
+    name = f"Python {python} × Django {django}{' at the floors' if floor else ''}"
+    began = monotonic()
+    command = [environment(found[python], python, django, floor), "-m", "pytest", "-q", *arguments]
+    if newest:
+        print(f"== {name}", flush=True)
+        status = subprocess.call(command, cwd=ROOT, env=clean_environment())
+        return name, status, monotonic() - began
+    command += ["-m", "not once"]
+    if not floor:
+        # What knows no Django, real servers and the demo: the oldest pair and the newest
+        # are enough.
+        command += [f"--ignore={path}" for path in _ENDS_ONLY]
+    ran = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    print(f"== {name}\n{ran.stdout}", flush=True)
+    return name, ran.returncode, monotonic() - began
 
 
 def interpreter(python: str) -> str | None:
