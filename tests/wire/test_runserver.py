@@ -179,6 +179,20 @@ def get(server: Any, path: str, **kwargs: Any) -> httpx.Response:
     return httpx.get(f"{server.url}{path}", timeout=30, **kwargs)
 
 
+def save(path: Path, text: str, server: Any, then: str, count: int = 1) -> None:
+    """Write the file until the log shows it.
+
+    Django's reloader takes what it finds at its first look, some time after the server
+    answers, for what was there at the start.
+    """
+    for _ in range(10):
+        path.write_text(text)
+        with contextlib.suppress(AssertionError):
+            server.wait_for(then, count=count, timeout=3)
+            return
+    server.wait_for(then, count=count)
+
+
 def test_a_session(project: Path) -> None:
     """Views of both kinds, static files, errors, logs, and Ctrl-C."""
     with runserver(project, "--noreload") as server:
@@ -247,19 +261,12 @@ def test_a_change_is_served(project: Path) -> None:
             sock.sendall(b"GET /stuck/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
             server.wait_for("^stuck$")
             urls = project / "urls.py"
-            urls.write_text(URLS.replace("first", "second"))
-            server.wait_for(r"urls\.py changed, reloading\.")
+            save(urls, URLS.replace("first", "second"), server, r"urls\.py changed, reloading\.")
             server.wait_for(r"^Coroutine views: ", count=2)
         assert get(server, "/plain/").text == "second"
         # A mistake is shown, and its mend is served.
-        urls.write_text("boom")
-        server.wait_for("NameError: name 'boom' is not defined")
-        for _ in range(20):
-            # Until the reloader has seen the broken one, it takes what it finds for the first.
-            urls.write_text(URLS.replace("first", "third"))
-            with contextlib.suppress(AssertionError):
-                server.wait_for(r"^Coroutine views: ", count=3, timeout=2)
-                break
+        save(urls, "boom", server, "NameError: name 'boom' is not defined")
+        save(urls, URLS.replace("first", "third"), server, r"^Coroutine views: ", count=3)
         assert get(server, "/plain/").text == "third"
         began = time.monotonic()
         assert server.stop(signal.SIGTERM) == 0
