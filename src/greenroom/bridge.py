@@ -251,9 +251,13 @@ def shielded(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
 def when_suspended(hook: Callable[[], object]) -> None:
     """Call `hook`, which must not wait, when the code in this bridge next suspends.
 
-    Where it returns something true, it is called again the next time.
+    Where it returns something true, it is called again the next time. Outside of a
+    bridge this does nothing.
     """
-    cast("_Bridge", getcurrent()).hook = hook
+    if _get_running_loop() is not None:
+        bridge = getcurrent()
+        if bridge.__class__ is _Bridge and bridge.task is current_task():
+            bridge.hook = hook
 
 
 def in_bridge() -> bool:

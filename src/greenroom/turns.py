@@ -147,16 +147,24 @@ class Turn:
 
     def take(self) -> None:
         """Wait for the turn. Raises what `describe` makes, and `CancelledError`."""
-        me = actor()
+        self._take(None)
+
+    def _take(self, block: Block | None) -> None:
+        """`block`: the one that the caller is in."""
+        # (`actor`, without a call: this is done several times a query.)
+        loop = asyncio._get_running_loop()
+        me = current_task() if loop is not None else actor()
         with self._lock:
-            if self.holder == me:
+            holder = self.holder
+            if holder is None:
+                if self._may(block):
+                    self.holder, self._depth = me, 1
+                    return
+            elif holder == me:
                 self._depth += 1
                 return
-            if self.holder is None and self._may(self._block()):
-                self.holder, self._depth = me, 1
-                return
             parking = self._parking()
-            parking.block = self._block()
+            parking.block = block
             self._waiting.append(parking)
         try:
             woken = parking.wait(self._timeout() if callable(self._timeout) else self._timeout)
@@ -187,7 +195,8 @@ class Turn:
             self.holder = None
             call, self._when_free = self._when_free, None
             if call is None:
-                self._next()
+                if self._waiting:
+                    self._next()
                 return
         try:
             call()
@@ -276,10 +285,15 @@ class Turns(Turn):
         self.calls_out = False
 
     def take(self) -> None:
-        block = self.entered()
-        if block is not None and block.aborted:
-            raise self.aborted()
-        super().take()
+        blocks = _blocks.get()
+        block = blocks.get(self) if blocks else None
+        if block is not None:
+            if block.aborted:
+                raise self.aborted()
+            block = _still_open(block)
+        self._take(block)
+
+    __enter__ = take
 
     def entered(self) -> Block | None:
         """The block that the code here entered last, and hasn't left."""
@@ -341,7 +355,7 @@ class Turns(Turn):
         return _still_open(self.entered())
 
     def _may(self, block: Block | None) -> bool:
-        return self.innermost is _still_open(block)
+        return self.innermost is (None if block is None else _still_open(block))
 
     def _who(self) -> str:
         if self.holder is not None or self.innermost is None:

@@ -103,12 +103,15 @@ class Scope:
         if self.own or self.closed:
             return False
         held = False
-        with _unguarded():
-            for wrapper in list(self.wrappers.values()):
-                # Not the one of a project that has no database, nor one that is lent.
-                if isinstance(wrapper, Wrapper) and wrapper.scope is self:
-                    wrapper.give_back_if_idle()
-                    held = held or wrapper.connection is not None
+        for wrapper in list(self.wrappers.values()):
+            # Not the one of a project that has no database, nor one that is lent.
+            if (
+                isinstance(wrapper, Wrapper)
+                and wrapper.scope is self
+                and wrapper.connection is not None
+            ):
+                wrapper.give_back_if_idle()
+                held = held or wrapper.connection is not None
         return held
 
     def close(self) -> None:
@@ -254,8 +257,11 @@ class Wrappers:
         self.__dict__["_original"] = original
 
     def __getattr__(self, alias: str) -> Any:
-        _refuse_beneath_a_dead_block(alias)
-        scope = current()
+        if entered := entered_blocks.get():
+            _refuse_beneath_a_dead_block(alias, entered)
+        scope = _scope.get()
+        if scope is None or scope.closed:
+            scope = current()
         if scope is None:
             wrapper = getattr(self.__dict__["_original"], alias)
             if in_tests() and not isinstance(wrapper, Wrapper) and _may_replace(wrapper):
@@ -310,12 +316,12 @@ def create_connection(original: Callable[..., Any], handler: Any, alias: str) ->
     return wrapper
 
 
-def _refuse_beneath_a_dead_block(alias: str) -> None:
+def _refuse_beneath_a_dead_block(alias: str, blocks: tuple[tuple[Any, Any], ...]) -> None:
     """Where a block was rolled back with its request, what follows in it must not be committed.
 
     On a thread that was given up, too, which goes on.
     """
-    for _, entered in entered_blocks.get():
+    for _, entered in blocks:
         if (
             entered.alias == alias
             and isinstance(entered, Wrapper)
@@ -372,6 +378,7 @@ class Wrapper:
     allow_thread_sharing: bool
     in_atomic_block: bool
     errors_occurred: bool
+    run_on_commit: list[Any]
 
     # What is known of the engine.
 
@@ -403,6 +410,8 @@ class Wrapper:
             partial(_turn_expired, self.alias),
             partial(_aborted, self.alias),
         )
+        # Whether its connection was put beneath it without Django's `connect`.
+        self.attached = False
         # Whether its thread goes on without it.
         self.ended = False
         # A connection that was borrowed and isn't `connection` yet.
@@ -441,20 +450,43 @@ class Wrapper:
         return connection
 
     def give_back_if_idle(self) -> None:
-        if self.connection is None or not self.turns.try_take():
+        """Never waits."""
+        if not self.turns.try_take():
             return
         # Looked at in our turn: a thread may work for the request meanwhile.
         try:
+            connection = self.connection
             if (
-                self.connection is not None
+                connection is not None
                 and self.autocommit
                 and not self.in_atomic_block
                 and conf.settings().db_lease_of(self.alias) != "request"
-                and self.connection.is_idle()
+                and connection.is_idle()
             ):
-                self._close_in_turn()
+                if self.attached:
+                    self._detach()
+                else:
+                    with _unguarded():
+                        self._close_in_turn()
         finally:
             self.turns.release()
+
+    def attach(self, connection: Any) -> bool:
+        """Do what Django's `connect` does, with a connection at which there is nothing to do.
+
+        False, with nothing changed, where there may be.
+        """
+        return False
+
+    def _detach(self) -> None:
+        """Do what Django's `close` does, for one that was attached."""
+        connection, self.connection = self.connection, None
+        self.attached = False
+        self.run_on_commit = []
+        if self.errors_occurred:
+            connection.suspect = True
+            self.errors_occurred = False
+        connection._pool.give_back(connection)
 
     def has_ended(self) -> bool:
         return self.ended or (self.scope is not None and not self.scope.own and self.scope.closed)
@@ -526,9 +558,10 @@ class Wrapper:
             self._needs_rollback = value
 
     def ensure_connection(self) -> None:
-        # In our turn: another task may be connecting.
-        with self.turns:
-            super().ensure_connection()  # type: ignore[misc]
+        if self.connection is None:
+            # In our turn: another task may be connecting.
+            with self.turns:
+                super().ensure_connection()  # type: ignore[misc]
 
     def connect(self) -> None:
         with self.turns:
@@ -538,7 +571,13 @@ class Wrapper:
                     # Django would forget that it has one.
                     bridge.shielded(self._close_in_turn)
                 # Not shielded: it may have to wait for a free one.
-                lent = self._lent = self._borrow()
+                lent = self._borrow()
+                self.attached = self.attach(lent)
+                if self.attached:
+                    self.lease += 1
+                    self._remember()
+                    return
+                self._lent = lent
             self.lease += 1
             # Receivers of `connection_created`.
             self.turns.calls_out = True
@@ -634,7 +673,7 @@ class Wrapper:
 
     def _remember(self) -> None:
         """Give the connection back when what runs here next suspends."""
-        if self.scope is not None and bridge.in_bridge():
+        if self.scope is not None:
             bridge.when_suspended(self.scope.suspend)
 
     def after_work(self) -> None:
@@ -691,28 +730,26 @@ class _Cursor:
         return self._in_turn(super().callproc, *args, **kwargs)  # type: ignore[misc]
 
     def _in_turn(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self.db.validate_thread_sharing()
+        db = self.db
+        db.validate_thread_sharing()
         try:
-            return self._run(fn, *args, **kwargs)
+            with db.turns:
+                db._remember()
+                if self.lease != db.lease or db.connection is None:
+                    # Its connection was given back meanwhile.
+                    db.ensure_connection()
+                    with db.wrap_database_errors:
+                        self.cursor = db.create_cursor()
+                    self.lease = db.lease
+                try:
+                    return fn(*args, **kwargs)
+                except Exception:
+                    raise
+                except BaseException:
+                    db.after_interruption()
+                    raise
         finally:
-            self.db.after_work()
-
-    def _run(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        with self.db.turns:
-            self.db._remember()
-            if self.lease != self.db.lease or self.db.connection is None:
-                # Its connection was given back meanwhile.
-                self.db.ensure_connection()
-                with self.db.wrap_database_errors:
-                    self.cursor = self.db.create_cursor()
-                self.lease = self.db.lease
-            try:
-                return fn(*args, **kwargs)
-            except Exception:
-                raise
-            except BaseException:
-                self.db.after_interruption()
-                raise
+            db.after_work()
 
 
 @lru_cache(maxsize=64)

@@ -40,8 +40,10 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 import psycopg
+from django.db.backends.base.base import RAN_DB_VERSION_CHECK
 from django.db.backends.postgresql.base import DatabaseWrapper, psycopg_version
-from django.db.backends.postgresql.psycopg_any import is_psycopg3
+from django.db.backends.postgresql.psycopg_any import IsolationLevel, is_psycopg3
+from django.db.backends.signals import connection_created
 from psycopg import capabilities, errors, pq, waiting
 from psycopg.adapt import AdaptersMap
 from psycopg.conninfo import conninfo_attempts_async, conninfo_to_dict
@@ -235,6 +237,14 @@ class WaitingConnection(psycopg.Connection[Any]):
             and self.lock.holder is None  # type: ignore[attr-defined]
         )
 
+    def is_in_autocommit(self) -> bool:
+        """Whether `autocommit` is on, and nothing is under way."""
+        return (
+            self._autocommit
+            and self.pgconn.transaction_status == IDLE
+            and self._pipeline is None
+        )
+
     # For its cursors.
 
     def watch(self, query: Any) -> None:
@@ -401,8 +411,14 @@ class _Watched:
     _conn: Any
 
     def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-        with self._watching(query):
+        # (`_watching`, without a generator: this is done for each query.)
+        connection = self._conn
+        connection.watch(query)
+        connection.watched += 1
+        try:
             return super().execute(query, *args, **kwargs)  # type: ignore[misc]
+        finally:
+            connection.watched -= 1
 
     def executemany(self, query: Any, *args: Any, **kwargs: Any) -> Any:
         with self._watching(query):
@@ -542,6 +558,24 @@ def _found(statement: str) -> int:
 # The wrapper.
 
 
+@lru_cache(maxsize=64)
+def _is_plain(kind: type) -> bool:
+    """Whether a class of `borrow` connects and closes as Django's backend does."""
+    backend: Any = kind.__bases__[1]
+    return all(
+        getattr(backend, name) is getattr(DatabaseWrapper, name)
+        for name in (
+            "_close",
+            "check_settings",
+            "close",
+            "connect",
+            "get_new_connection",
+            "init_connection_state",
+            "set_autocommit",
+        )
+    )
+
+
 class _Database:
     """psycopg's module, with another `connect`."""
 
@@ -628,22 +662,50 @@ class PostgreSQL(borrow.Wrapper):
         if self._lender is not None:
             self._lender.close()
 
-    def _set_autocommit(self, autocommit: bool) -> None:
-        connection = self.connection
+    def attach(self, connection: WaitingConnection) -> bool:
+        """Django's `connect`, which each query after an `await` would come to.
+
+        What that does with a connection of a pool changes nothing but this object. Where it
+        does more, it is called: for receivers of `connection_created`, settings that are
+        applied there, and backends with methods of their own.
+        """
+        settings = self.settings_dict
         if (
-            connection._autocommit == autocommit
-            and connection.pgconn.transaction_status == IDLE
-            and connection._pipeline is None
+            not settings["AUTOCOMMIT"]
+            or settings["TIME_ZONE"] is not None
+            or connection_created.receivers
+            or self.alias not in RAN_DB_VERSION_CHECK
+            or self.run_commit_hooks_on_set_autocommit_on
+            or "isolation_level" in settings["OPTIONS"]
+            or not _is_plain(type(self))
+            or not connection.is_in_autocommit()
+            or conf.settings().db_lease_of(self.alias) == "request"
         ):
+            return False
+        connection.as_made()
+        self.in_atomic_block = self.needs_rollback = False
+        self.closed_in_transaction = self.errors_occurred = False
+        self.savepoint_ids, self.atomic_blocks, self.run_on_commit = [], [], []
+        self.health_check_enabled = settings["CONN_HEALTH_CHECKS"]
+        self.health_check_done = self.autocommit = True
+        max_age = settings["CONN_MAX_AGE"]
+        self.close_at = None if max_age is None else time.monotonic() + max_age
+        self.isolation_level = IsolationLevel.READ_COMMITTED
+        self.connection = connection
+        return True
+
+    def _set_autocommit(self, autocommit: bool) -> None:
+        if autocommit and self.connection.is_in_autocommit():
             # As it is each time that one is lent.
             return
         super()._set_autocommit(autocommit)  # type: ignore[misc]
 
     def create_cursor(self, name: str | None = None) -> Any:
         cursor = super().create_cursor(name)  # type: ignore[misc]
-        # A named one is made without `WaitingConnection.cursor`.
-        kind: Any = type(cursor)
-        cursor.__class__ = _watched(kind)
+        if name is not None:
+            # It is made without `WaitingConnection.cursor`.
+            kind: Any = type(cursor)
+            cursor.__class__ = _watched(kind)
         return cursor
 
 

@@ -561,6 +561,8 @@ def test_a_backend_that_fails_when_it_has_a_connection_loses_none(
     async def view() -> None:
         with monkeypatch.context() as patch:
             patch.setattr(borrow._class_for(backend), "get_new_connection", fails)
+            # As for a backend that has a method of its own.
+            patch.setattr(borrow._class_for(backend), "attach", lambda self, connection: False)
             with pytest.raises(LookupError):
                 connection.ensure_connection()
         assert lent() == 0
