@@ -28,7 +28,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context, ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 from weakref import WeakSet
@@ -67,6 +67,9 @@ class Connection(Protocol):
         It may want cleaning, or be broken.
         """
 
+    def is_open(self) -> bool:
+        """Whether it is connected, as far as it knows itself. Does no I/O."""
+
     def is_alive(self) -> bool:
         """Whether it is still connected, as far as is known without asking."""
 
@@ -94,12 +97,6 @@ class Limits:
     keep: int = 0
 
 
-@dataclass
-class _Loan:
-    holder: str
-    since: float = field(default_factory=time.monotonic)
-
-
 class Pool:
     """Connections to one database. Its methods are for the loop and for threads."""
 
@@ -111,7 +108,8 @@ class Pool:
         self._lock = threading.Lock()
         self._idle: list[tuple[Connection, float]] = []
         self._waiting: deque[Parking] = deque()
-        self._loans: dict[int, _Loan] = {}
+        # Who has which, and since when.
+        self._loans: dict[int, tuple[str, float]] = {}
         # All that exist, those that are being made or cleaned included.
         self._size = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -146,14 +144,15 @@ class Pool:
                     self._close(place)
                 self._vacate()
                 raise
-            self._loans[id(connection)] = _Loan(holder)
+            self._loans[id(connection)] = holder, time.monotonic()
             return connection
 
     def give_back(self, connection: Connection) -> None:
         """Take a connection back, in whatever state it is. Never waits."""
         self._loans.pop(id(connection), None)
         connection.holder = self
-        if not connection.is_alive() or self.closed:
+        # Whether the server has hung up is looked at when it is lent.
+        if self.closed or not connection.is_open():
             self._close(connection)
             self._vacate()
         elif connection.is_clean():
@@ -189,7 +188,7 @@ class Pool:
     def _take(self) -> Connection | None:
         """An idle connection; None for the right to make one."""
         with self._lock:
-            if all(parking.is_lost() for parking in self._waiting):
+            if not self._waiting or all(parking.is_lost() for parking in self._waiting):
                 if self._idle:
                     return self._idle.pop()[0]
                 if self._size < self.limits.limit:
@@ -356,8 +355,8 @@ class Pool:
 
     def _exhausted(self) -> str:
         now = time.monotonic()
-        loans = sorted(self._loans.values(), key=lambda loan: loan.since)
-        held = ", ".join(f"{loan.holder} for {now - loan.since:.1f} s" for loan in loans[:5])
+        loans = sorted(self._loans.values(), key=lambda loan: loan[1])
+        held = ", ".join(f"{holder} for {now - since:.1f} s" for holder, since in loans[:5])
         more = f" and {len(loans) - 5} more" if len(loans) > 5 else ""
         return (
             f"No connection to the database {self.alias!r} came free within "

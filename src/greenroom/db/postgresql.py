@@ -162,7 +162,7 @@ class WaitingConnection(psycopg.Connection[Any]):
         if not bridge.in_bridge():
             return super().wait(gen, **_limits(interval, timeout))
         try:
-            return self._wait(gen, timeout, interval)  # type: ignore[no-any-return]
+            return _wait(gen, self._place, timeout, self._watches, interval)  # type: ignore[no-any-return]
         except Exception:
             raise
         except BaseException:
@@ -174,10 +174,8 @@ class WaitingConnection(psycopg.Connection[Any]):
                     self.pgconn.finish()
             raise
 
-    def _wait(self, gen: Any, timeout: float | None, interval: float | None = None) -> Any:
-        return _wait(
-            gen, lambda state: (self.pgconn.socket, state), timeout, self._watches, interval
-        )
+    def _place(self, state: int) -> tuple[int, int]:
+        return self.pgconn.socket, state
 
     def close(self) -> None:
         """Close it. Whoever waits for it on the loop gets an error."""
@@ -194,7 +192,7 @@ class WaitingConnection(psycopg.Connection[Any]):
                 # That of libpq before 17 blocks.
                 bridge.await_(asyncio.to_thread(self._try_cancel, timeout=CANCEL))
             try:
-                self._wait(_resumed(gen), AGAIN)
+                _wait(_resumed(gen), self._place, AGAIN, self._watches, None)
             except errors.QueryCanceled:
                 pass
             except psycopg.Error as exc:
@@ -210,7 +208,7 @@ class WaitingConnection(psycopg.Connection[Any]):
 
     def is_alive(self) -> bool:
         """Whether the server has not hung up, as far as its socket tells."""
-        if self.pgconn.status != pq.ConnStatus.OK:
+        if not self.is_open():
             return False
         if self.pgconn.transaction_status == ACTIVE:
             return True
@@ -220,6 +218,9 @@ class WaitingConnection(psycopg.Connection[Any]):
                 self.pgconn.consume_input()
         except (OSError, ValueError, psycopg.Error):
             return False
+        return self.is_open()
+
+    def is_open(self) -> bool:
         return bool(self.pgconn.status == pq.ConnStatus.OK)
 
     def is_clean(self) -> bool:
@@ -370,15 +371,15 @@ class _Watch:
 
     def wait(self, deadline: float | None) -> int:
         """What is ready: bits as psycopg has them, 0 when the time is over."""
-        ready = _set, self.future
-        if self.wanted & waiting.WAIT_R:
-            self.loop.add_reader(self.fileno, *ready, waiting.READY_R)
-        if self.wanted & waiting.WAIT_W:
-            self.loop.add_writer(self.fileno, *ready, waiting.READY_W)
+        future, wanted = self.future, self.wanted
+        if wanted & waiting.WAIT_R:
+            self.loop.add_reader(self.fileno, _set, future, waiting.READY_R)
+        if wanted & waiting.WAIT_W:
+            self.loop.add_writer(self.fileno, _set, future, waiting.READY_W)
         self.watches.add(self)
-        timer = None if deadline is None else self.loop.call_at(deadline, *ready, 0)
+        timer = None if deadline is None else self.loop.call_at(deadline, _set, future, 0)
         try:
-            return bridge.pause(self.future)
+            return bridge.pause(future)
         finally:
             self.stop()
             if timer is not None:
@@ -392,7 +393,8 @@ class _Watch:
                 self.loop.remove_reader(self.fileno)
             if self.wanted & waiting.WAIT_W:
                 self.loop.remove_writer(self.fileno)
-            _set(self.future, waiting.READY_RW)
+            if not self.future.done():
+                self.future.set_result(waiting.READY_RW)
 
 
 def _set(future: asyncio.Future[int], state: int) -> None:

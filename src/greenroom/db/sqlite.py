@@ -191,8 +191,10 @@ class WaitingConnection(sqlite3.Connection):
 
     # For the pool.
 
-    def is_alive(self) -> bool:
+    def is_open(self) -> bool:
         return not self._closed
+
+    is_alive = is_open
 
     def is_clean(self) -> bool:
         return self.is_idle() and not self.suspect

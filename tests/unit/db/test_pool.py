@@ -35,6 +35,9 @@ class Connection:
     def is_idle(self) -> bool:
         return self.clean
 
+    def is_open(self) -> bool:
+        return self.alive
+
     def is_alive(self) -> bool:
         return self.alive
 
