@@ -23,8 +23,8 @@ replaced                               why
 `ConnectionHandler.create_connection`  context variable, and made of our classes
 `django.utils.asyncio                  `async_unsafe` asks it, and refuses the ORM
 .get_running_loop`                     on a loop; in a bridge there is none
-`sync_to_async`                        of four modules of Django's, for the ORM's and
-                                       sessions' ``a…`` calls (`greenroom.db.route`)
+`sync_to_async`                        of three modules of Django's, for the ORM's
+                                       ``a…`` calls (`greenroom.db.route`)
 `Atomic.__enter__`, `.__exit__`        blocks of tasks that share a connection, and
                                        the shield (`greenroom.db.transaction`)
 `Signal.send`, `.send_robust`          receivers are the project's code, which may
@@ -122,7 +122,6 @@ from functools import partial, wraps
 from typing import Any
 
 from asgiref.sync import AsyncToSync, iscoroutinefunction
-from django.contrib.sessions.backends import base as sessions_base
 from django.db import connections
 from django.db.models import base as models_base
 from django.db.models import query as models_query
@@ -135,6 +134,9 @@ from django.utils import asyncio as django_asyncio
 from . import bridge, user_code
 from .crossing import Calls
 from .db import borrow, route, transaction
+
+# Whose coroutine functions are ``await sync_to_async(self.…)(…)``.
+WITH_A_CALLS = (models_base, models_query, related_descriptors)
 
 _applied = False
 
@@ -164,8 +166,8 @@ def _apply_database() -> None:
     Atomic.__enter__ = transaction.enter  # type: ignore[method-assign]
     Atomic.__exit__ = transaction.leave  # type: ignore[method-assign]
     Calls.route = staticmethod(route.route)
-    for module in (models_base, models_query, related_descriptors, sessions_base):
-        module.sync_to_async = route.sync_to_async
+    for module in WITH_A_CALLS:
+        module.sync_to_async = route.sync_to_async  # type: ignore[attr-defined]
     bridge.set_fallback(borrow.wait)
     try:
         from psycopg import waiting

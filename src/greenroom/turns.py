@@ -152,8 +152,10 @@ class Turn:
     def _take(self, block: Block | None) -> None:
         """`block`: the one that the caller is in."""
         # (`actor`, without a call: this is done several times a query.)
-        loop = asyncio._get_running_loop()
-        me = current_task() if loop is not None else actor()
+        if asyncio._get_running_loop() is not None:
+            me: Actor = current_task()
+        else:
+            me = _thread.acting_for or threading.get_ident()
         with self._lock:
             holder = self.holder
             if holder is None:

@@ -6,6 +6,7 @@ changes one of these fails here, by name, and not in somebody's request.
 
 from __future__ import annotations
 
+import dis
 import inspect
 import re
 import subprocess
@@ -165,6 +166,46 @@ def test_atomic_reads_and_writes_what_it_did() -> None:
     assert {"in_atomic_block", "savepoint_ids", "set_autocommit", "closed_in_transaction"} <= names
     hooks = inspect.getsource(BaseDatabaseWrapper.set_autocommit)
     assert "run_and_clear_commit_hooks" in hooks
+
+
+def stored(function: Any) -> set[str]:
+    """The attributes that a function sets."""
+    code = original(function).__code__
+    return {each.argval for each in dis.get_instructions(code) if each.opname == "STORE_ATTR"}
+
+
+def test_what_connecting_sets() -> None:
+    """`attach` does the same, for a connection that is lent again."""
+    postgresql = pytest.importorskip("greenroom.db.postgresql")
+    from django.db.backends.postgresql.base import DatabaseWrapper
+
+    connects = stored(BaseDatabaseWrapper.connect) | stored(DatabaseWrapper.get_new_connection)
+    connects |= stored(BaseDatabaseWrapper.set_autocommit)
+    connects |= stored(BaseDatabaseWrapper.init_connection_state)
+    connects |= stored(DatabaseWrapper.init_connection_state)
+    # Where there are hooks to run, Django's is called.
+    assert "self.run_commit_hooks_on_set_autocommit_on" in inspect.getsource(
+        postgresql.PostgreSQL.attach
+    )
+    connects.discard("run_commit_hooks_on_set_autocommit_on")
+    assert connects == stored(postgresql.PostgreSQL.attach)
+    called = {"check_settings", "get_connection_params", "get_new_connection", "set_autocommit"}
+    called |= {"init_connection_state", "connection_created"}
+    assert called <= set(original(BaseDatabaseWrapper.connect).__code__.co_names)
+    # And closing.
+    assert stored(BaseDatabaseWrapper.close) == {
+        "closed_in_transaction",
+        "connection",
+        "needs_rollback",
+        "run_on_commit",
+    }
+
+
+@pytest.mark.parametrize("module", patches.WITH_A_CALLS, ids=lambda module: module.__name__)
+def test_where_django_s_a_calls_find_sync_to_async(module: Any) -> None:
+    assert "from asgiref.sync import sync_to_async" in inspect.getsource(module)
+    assert "await sync_to_async(self." in inspect.getsource(module)
+    assert module.sync_to_async.__module__ == "greenroom.db.route"
 
 
 def test_psycopg() -> None:

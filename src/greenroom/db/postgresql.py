@@ -241,9 +241,7 @@ class WaitingConnection(psycopg.Connection[Any]):
     def is_in_autocommit(self) -> bool:
         """Whether `autocommit` is on, and nothing is under way."""
         return (
-            self._autocommit
-            and self.pgconn.transaction_status == IDLE
-            and self._pipeline is None
+            self._autocommit and self.pgconn.transaction_status == IDLE and self._pipeline is None
         )
 
     # For its cursors.
@@ -677,9 +675,9 @@ class PostgreSQL(borrow.Wrapper):
             or settings["TIME_ZONE"] is not None
             or connection_created.receivers
             or self.alias not in RAN_DB_VERSION_CHECK
-            or self.run_commit_hooks_on_set_autocommit_on
+            or self.run_commit_hooks_on_set_autocommit_on  # type: ignore[attr-defined]
             or "isolation_level" in settings["OPTIONS"]
-            or not _is_plain(type(self))
+            or not _is_plain(type(self))  # type: ignore[arg-type]
             or not connection.is_in_autocommit()
             or conf.settings().db_lease_of(self.alias) == "request"
         ):
@@ -687,7 +685,9 @@ class PostgreSQL(borrow.Wrapper):
         connection.as_made()
         self.in_atomic_block = self.needs_rollback = False
         self.closed_in_transaction = self.errors_occurred = False
-        self.savepoint_ids, self.atomic_blocks, self.run_on_commit = [], [], []
+        self.savepoint_ids: list[str] = []
+        self.atomic_blocks: list[Any] = []
+        self.run_on_commit = []
         self.health_check_enabled = settings["CONN_HEALTH_CHECKS"]
         self.health_check_done = self.autocommit = True
         max_age = settings["CONN_MAX_AGE"]
