@@ -43,7 +43,7 @@ def test_a_wrapper_is_as_django_s_connect_leaves_it(
         return {
             name: value
             for name, value in vars(found).items()
-            if type(value) in (bool, int, str, list, type(None)) and name not in ("lease",)
+            if type(value) in (bool, int, str, list, type(None)) and name != "lease"
         }
 
     slowly = False
