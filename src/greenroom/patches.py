@@ -27,8 +27,10 @@ replaced                               why
                                        ``a…`` calls (`greenroom.db.route`)
 `Atomic.__enter__`, `.__exit__`        blocks of tasks that share a connection, and
                                        the shield (`greenroom.db.transaction`)
-`Signal.send`, `.send_robust`          receivers are the project's code, which may
-                                       block (`greenroom.user_code`)
+`Signal.connect`                       receivers are the project's code, which may
+                                       block: signals that have any get another
+                                       `send` and `send_robust`
+                                       (`greenroom.user_code`)
 `FieldFile.save`, `.delete`, `.open`,  storages do I/O
 `.size`, `ImageFile
 ._get_image_dimensions`

@@ -38,22 +38,20 @@ from .off_loop import off_loop
 from .placement import dotted_name, is_itself, why_unsafe
 
 # The signals whose receivers Django calls in the middle of something else.
-SIGNALS = frozenset(
-    id(signal)
-    for signal in (
-        signals.pre_init,
-        signals.post_init,
-        signals.pre_save,
-        signals.post_save,
-        signals.pre_delete,
-        signals.post_delete,
-        signals.m2m_changed,
-        connection_created,
-        user_logged_in,
-        user_logged_out,
-        user_login_failed,
-    )
+SIGNALS = (
+    signals.pre_init,
+    signals.post_init,
+    signals.pre_save,
+    signals.post_save,
+    signals.pre_delete,
+    signals.post_delete,
+    signals.m2m_changed,
+    connection_created,
+    user_logged_in,
+    user_logged_out,
+    user_login_failed,
 )
+_ids = frozenset(id(signal) for signal in SIGNALS)
 
 
 def is_loop_safe(code: Any) -> bool:
@@ -68,19 +66,31 @@ def is_loop_safe(code: Any) -> bool:
 borrow.is_loop_safe = is_loop_safe
 
 
-def _sender_of(original: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(original)
-    def send(self: Signal, sender: Any, **named: Any) -> Any:
-        if (
-            self.receivers
-            and id(self) in SIGNALS
-            and in_bridge()
-            and not all(is_loop_safe(each) for each in self._live_receivers(sender)[0])
-        ):
-            return off_loop(original, self, sender, **named)
-        return original(self, sender, **named)
+def _send(signal: Signal, name: str, sender: Any, **named: Any) -> Any:
+    send = getattr(type(signal), name)
+    if (
+        signal.receivers
+        and in_bridge()
+        and not all(is_loop_safe(each) for each in signal._live_receivers(sender)[0])
+    ):
+        return off_loop(send, signal, sender, **named)
+    return send(signal, sender, **named)
 
-    return send
+
+def _leave_the_loop(signal: Signal) -> None:
+    for name in ("send", "send_robust"):
+        setattr(signal, name, partial(_send, signal, name))
+
+
+_plain_connect = Signal.connect
+
+
+@wraps(_plain_connect)
+def _connect(self: Signal, *args: Any, **kwargs: Any) -> Any:
+    # Not before somebody listens: two of them are sent for each row that is read.
+    if id(self) in _ids:
+        _leave_the_loop(self)
+    return _plain_connect(self, *args, **kwargs)
 
 
 def _off(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -213,8 +223,10 @@ def _set_clients(handler: CacheHandler, clients: Any) -> None:
 
 def apply() -> None:
     """Replace what `greenroom.patches` names."""
-    Signal.send = _sender_of(Signal.send)  # type: ignore[method-assign]
-    Signal.send_robust = _sender_of(Signal.send_robust)  # type: ignore[method-assign]
+    Signal.connect = _connect  # type: ignore[method-assign]
+    for signal in SIGNALS:
+        if signal.receivers:
+            _leave_the_loop(signal)
     for owner, names in (
         (FieldFile, ("save", "delete", "open")),
         (ImageFile, ("_get_image_dimensions",)),

@@ -57,6 +57,7 @@ def parameters(function: Any) -> list[str]:
         (Atomic.__init__, ["self", "using", "savepoint", "durable"]),
         (Atomic.__enter__, ["self"]),
         (Atomic.__exit__, ["self", "exc_type", "exc_value", "traceback"]),
+        (Signal.connect, ["self", "receiver", "sender", "weak", "dispatch_uid"]),
         (Signal.send, ["self", "sender", "named"]),
         (Signal.send_robust, ["self", "sender", "named"]),
         (Signal._live_receivers, ["self", "sender"]),
