@@ -220,7 +220,12 @@ PERMISSIONS = [
 ]
 
 
-@pytest.mark.parametrize("permission", PERMISSIONS, ids=repr)
+def named(permission: Any) -> str:
+    """Without an address, so that each process that runs some of the tests has the same names."""
+    return getattr(permission, "__name__", type(permission).__name__)
+
+
+@pytest.mark.parametrize("permission", PERMISSIONS, ids=named)
 def test_permissions(ask: Ask, permission: Any) -> None:
     view = Open.as_view(permission_classes=[permission])
     assert ask(view) in REFUSED
