@@ -21,16 +21,43 @@ import postgresql  # noqa: E402
 from greenroom.db import borrow  # noqa: E402
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+# What takes longest, a module at a time, is begun first where processes share the tests.
+_FIRST = ("conformance", "demo", "wire", "db")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if {"conformance", "demo"} & set(item.path.parts):
             item.add_marker("once")
+    if hasattr(config, "workerinput"):
+
+        def turn(item: pytest.Item) -> int:
+            parts = item.path.parts
+            return next((n for n, each in enumerate(_FIRST) if each in parts), len(_FIRST))
+
+        items.sort(key=turn)
 
 
 def pytest_collection_finish() -> None:
     """What is there before the first test is not looked through after each of them."""
     gc.collect()
     gc.freeze()
+
+
+_died = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """One of several processes has ended: with an error, if it crashed."""
+    if error:
+        node.config.stash[_died] = True
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A crash is more than a test that failed, and isn't tried again."""
+    if session.config.stash.get(_died, False):
+        session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])

@@ -14,7 +14,6 @@ import importlib.util
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,7 @@ from typing import Any
 
 import pytest
 
-from serving import TIMEOUT, Server
+from serving import TIMEOUT, Server, reserved_port
 
 # Threads of those servers that have some.
 THREADS = 4
@@ -230,10 +229,6 @@ def start(
     """
     kind = KINDS[name]
     module = module or ("asgi" if kind.asgi else "wsgi")
-    folder = Path(tempfile.mkdtemp(prefix="greenroom-servers-"))
-    # Apache reads it as somebody else.
-    folder.chmod(0o755)
-    port = _free_port()
     search = [str(cwd), *(each for each in sys.path if each)]
     environment: dict[str, Any] = {
         **os.environ,
@@ -242,34 +237,31 @@ def start(
         "DJANGO_SETTINGS_MODULE": f"{project}.settings",
         **(env or {}),
     }
-    process = subprocess.Popen(
-        kind.command(f"{project}.{module}", port, folder),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        env=environment,
-        cwd=cwd,
-        start_new_session=True,
-    )
-    server = Server(process)
-    server.address = ("127.0.0.1", port)
-    try:
-        _wait_until_it_listens(server)
-        yield server
-    finally:
-        if process.poll() is None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                server.stop(signal.SIGTERM, timeout=10)
-        server._kill()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    folder = Path(tempfile.mkdtemp(prefix="greenroom-servers-"))
+    # Apache reads it as somebody else.
+    folder.chmod(0o755)
+    with reserved_port() as port:
+        process = subprocess.Popen(
+            kind.command(f"{project}.{module}", port, folder),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=environment,
+            cwd=cwd,
+            start_new_session=True,
+        )
+        server = Server(process)
+        server.address = ("127.0.0.1", port)
+        try:
+            _wait_until_it_listens(server)
+            yield server
+        finally:
+            if process.poll() is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    server.stop(signal.SIGTERM, timeout=10)
+            server._kill()
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _wait_until_it_listens(server: Server) -> None:

@@ -83,6 +83,19 @@ class Server:
                     )
                 self._changed.wait(left)
 
+    def save(self, path: Path, text: str, then: str, *, count: int = 1) -> None:
+        """Write a file that a reloader watches, until the log matches.
+
+        Reloaders take what they find at their first look, some time after the server
+        answers, for what was there at the start.
+        """
+        for _ in range(10):
+            path.write_text(text)
+            with contextlib.suppress(AssertionError):
+                self.wait_for(then, count=count, timeout=3)
+                return
+        self.wait_for(then, count=count)
+
     def connect(self, timeout: float = TIMEOUT) -> socket.socket:
         """A new connection."""
         family = socket.AF_INET if isinstance(self.address, tuple) else socket.AF_UNIX
@@ -137,6 +150,19 @@ class Server:
         self._reader.join(TIMEOUT)
         assert self.process.stdout is not None
         self.process.stdout.close()
+
+
+@contextlib.contextmanager
+def reserved_port(host: str = "127.0.0.1") -> Iterator[int]:
+    """A free port for a server that has to be told which; for as long as the block lasts.
+
+    It is bound here, and doesn't listen: the kernel gives it to nobody who asks for any, and lets
+    servers have it who say SO_REUSEADDR, as all do.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, 0))
+        yield sock.getsockname()[1]
 
 
 @contextlib.contextmanager

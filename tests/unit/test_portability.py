@@ -244,7 +244,8 @@ def test_atomic_requests(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_has_no_source() -> None:
     namespace: dict[str, Any] = {}
-    exec("async def made(request): pass", namespace)
+    # The source of "<string>" may be that of `python -c`.
+    exec(compile("async def made(request): pass", "<made>", "exec"), namespace)
     assert needs_of(namespace["made"]).unread == ["?.made has no source that can be read"]
 
 

@@ -144,53 +144,34 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def free_port(family: int = socket.AF_INET) -> int:
-    with socket.socket(family) as sock:
-        sock.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
 @contextlib.contextmanager
 def runserver(project: Path, *options: str, ready: bool = True, **env: str) -> Iterator[Any]:
     """``manage.py runserver`` on a free port, or with a whole `addrport` in the options."""
-    addrport = [] if any(re.search(r"\d{4}$", each) for each in options) else [str(free_port())]
-    process = subprocess.Popen(
-        [sys.executable, "-u", "manage.py", "runserver", *addrport, *options],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **env},
-        cwd=project,
-        start_new_session=True,
-    )
-    server = serving.Server(process)
-    try:
+    with contextlib.ExitStack() as stack:
+        addrport = []
+        if not any(re.search(r"\d{4}$", each) for each in options):
+            addrport = [str(stack.enter_context(serving.reserved_port()))]
+        process = subprocess.Popen(
+            [sys.executable, "-u", "manage.py", "runserver", *addrport, *options],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **env},
+            cwd=project,
+            start_new_session=True,
+        )
+        server = serving.Server(process)
+        stack.callback(server._kill)
         if ready:
             found = server.wait_for(r"server at http://(\S+):(\d+)/$")
             server.address = (found[1], int(found[2]))
             server.wait_for("^Coroutine views: ")
         yield server
-    finally:
-        server._kill()
 
 
 def get(server: Any, path: str, **kwargs: Any) -> httpx.Response:
     return httpx.get(f"{server.url}{path}", timeout=30, **kwargs)
-
-
-def save(path: Path, text: str, server: Any, then: str, count: int = 1) -> None:
-    """Write the file until the log shows it.
-
-    Django's reloader takes what it finds at its first look, some time after the server
-    answers, for what was there at the start.
-    """
-    for _ in range(10):
-        path.write_text(text)
-        with contextlib.suppress(AssertionError):
-            server.wait_for(then, count=count, timeout=3)
-            return
-    server.wait_for(then, count=count)
 
 
 def test_a_session(project: Path) -> None:
@@ -261,12 +242,12 @@ def test_a_change_is_served(project: Path) -> None:
             sock.sendall(b"GET /stuck/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
             server.wait_for("^stuck$")
             urls = project / "urls.py"
-            save(urls, URLS.replace("first", "second"), server, r"urls\.py changed, reloading\.")
+            server.save(urls, URLS.replace("first", "second"), r"urls\.py changed, reloading\.")
             server.wait_for(r"^Coroutine views: ", count=2)
         assert get(server, "/plain/").text == "second"
         # A mistake is shown, and its mend is served.
-        save(urls, "boom", server, "NameError: name 'boom' is not defined")
-        save(urls, URLS.replace("first", "third"), server, r"^Coroutine views: ", count=3)
+        server.save(urls, "boom", "NameError: name 'boom' is not defined")
+        server.save(urls, URLS.replace("first", "third"), r"^Coroutine views: ", count=3)
         assert get(server, "/plain/").text == "third"
         began = time.monotonic()
         assert server.stop(signal.SIGTERM) == 0
@@ -285,15 +266,16 @@ def test_it_ends_at_once(project: Path, sig: int, path: str) -> None:
 
 @pytest.mark.once
 def test_ipv6(project: Path) -> None:
-    try:
-        port = free_port(socket.AF_INET6)
-    except OSError:
-        pytest.skip("no IPv6 here")
-    with runserver(project, "--noreload", "-6", str(port)) as server:
-        assert f"http://[::1]:{port}/" in server.log()
-        assert httpx.get(f"http://[::1]:{port}/plain/").text == "first"
-    with runserver(project, "--noreload", f"[::1]:{port}") as server:
-        assert httpx.get(f"http://[::1]:{port}/plain/").text == "first"
+    with contextlib.ExitStack() as stack:
+        try:
+            port = stack.enter_context(serving.reserved_port("::1"))
+        except OSError:
+            pytest.skip("no IPv6 here")
+        with runserver(project, "--noreload", "-6", str(port)) as server:
+            assert f"http://[::1]:{port}/" in server.log()
+            assert httpx.get(f"http://[::1]:{port}/plain/").text == "first"
+        with runserver(project, "--noreload", f"[::1]:{port}") as server:
+            assert httpx.get(f"http://[::1]:{port}/plain/").text == "first"
 
 
 @pytest.mark.parametrize(
@@ -412,8 +394,8 @@ exec(open("manage.py").read())
 @pytest.mark.once
 def test_it_needs_nothing_that_windows_has_not(project: Path) -> None:
     (project / "without.py").write_text(textwrap.dedent(ABSENT))
-    port = free_port()
     with contextlib.ExitStack() as stack:
+        port = stack.enter_context(serving.reserved_port())
         process = subprocess.Popen(
             [sys.executable, "-u", "without.py", "runserver", "--noreload", str(port)],
             stdout=subprocess.PIPE,

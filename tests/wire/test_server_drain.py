@@ -97,8 +97,7 @@ def test_whatever_begins_the_end(cause: str, tmp_path: Path) -> None:
         if cause == "worker":
             os.kill(server.workers()[0], signal.SIGTERM)
         elif cause == "reload":
-            time.sleep(1.1)  # The poller looks at whole seconds.
-            (tmp_path / "watched.txt").write_text("two")
+            server.save(tmp_path / "watched.txt", "two", "Worker reloading: ")
         else:
             with server.connect() as other:
                 path = "/exit" if cause == "exit" else "/hello"

@@ -325,10 +325,8 @@ def test_reload_on_change(tmp_path: Path) -> None:
     config = "reload = True\nreload_engine = 'poll'\n"
     with serve("app:app", cwd=tmp_path, extra_config=config) as server:
         assert httpx.get(server.url).text == "one"
-        (tmp_path / "app.py").write_text(
-            "async def app(environ, start_response):\n"
-            "    start_response('200 OK', [])\n    return [b'second']\n"
-        )
+        second = (tmp_path / "app.py").read_text().replace("one", "second")
+        server.save(tmp_path / "app.py", second, "Worker reloading: ")
         server.wait_for("greenroom: threads ", count=2)
         assert httpx.get(server.url).text == "second"
 

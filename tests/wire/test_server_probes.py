@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from serving import Server, serve
+from serving import Server, reserved_port, serve
 
 APPS = Path(__file__).parent / "server_apps"
 Address = tuple[str, int]
@@ -27,14 +27,12 @@ LONG = "graceful_timeout = 60\n"
 @contextmanager
 def run(*, config: str = "", **options: Any) -> Iterator[tuple[Server, Address]]:
     """A server, and where its probes are."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = free.getsockname()
-    probes = f"127.0.0.1:{address[1]}"
-    config = f"bind = [bind, {probes!r}]\n{LONG}{config}"
-    env = {"PROBES": probes}
-    with serve("life:optional", cwd=APPS, env=env, extra_config=config, **options) as server:
-        yield server, address
+    with reserved_port() as port:
+        probes = f"127.0.0.1:{port}"
+        config = f"bind = [bind, {probes!r}]\n{LONG}{config}"
+        env = {"PROBES": probes}
+        with serve("life:optional", cwd=APPS, env=env, extra_config=config, **options) as server:
+            yield server, ("127.0.0.1", port)
 
 
 def ask(
