@@ -148,7 +148,7 @@ def test_a_thousand_requests_share_twenty_connections(
         assert answers == {(200, b"8 8"): 1000}
         assert max(map(len, samples)) <= 20
         # Held while they wait, they would take 50 s.
-        assert seconds < 15
+        assert seconds < 30
         record_property("seconds", seconds)
         after = numbers(server)
         states = [row.state for row in pg.connections(postgres["NAME"])]
@@ -256,7 +256,7 @@ def test_the_server_stops_and_starts_again(
         assert {each.status for each in before} <= {200}
         assert {each.status for each in while_down} <= {500, 0}
         assert while_down
-        assert max(each.ended - each.began for each in load.answers) < 5
+        assert max(each.ended - each.began for each in load.answers) < 15
         assert {each.status for each in after} <= {200, 500}
         failed = [each for each in after if each.status != 200]
         # A thread has a connection of its own: unchecked, the first request to come across a

@@ -64,6 +64,11 @@ async def sleep(request):
     return HttpResponse(f"{request.lifespan} {threading.current_thread().name}")
 
 
+async def wait(request):
+    print("waiting", flush=True)
+    await asyncio.sleep(60)
+
+
 def plain(request):
     return HttpResponse(WORD)
 
@@ -110,6 +115,7 @@ def one(request):
 urlpatterns = [
     path("sleep/", sleep), path("plain/", plain), path("query/", query), path("stuck/", stuck),
     path("deaf/", deaf), path("leave/", leave), path("error/", error), path("one/", one),
+    path("wait/", wait),
 ]
 """
 
@@ -178,7 +184,7 @@ def test_a_session(project: Path) -> None:
     """Views of both kinds, static files, errors, logs, and Ctrl-C."""
     with runserver(project, "--noreload") as server:
         log = server.log()
-        assert "\nCoroutine views: 4 on the loop.\n" in log
+        assert "\nCoroutine views: 5 on the loop.\n" in log
         assert log.index("Performing system checks...") < log.index("no issues")
         assert "using settings 'settings'" in log
         assert "Quit the server with CONTROL-C." in log
@@ -187,7 +193,7 @@ def test_a_session(project: Path) -> None:
         with ThreadPoolExecutor(20) as pool:
             answers = [*pool.map(lambda _: get(server, "/sleep/").text, range(20))]
         assert set(answers) == {"lasting greenroom-server"}
-        assert time.monotonic() - began < 5  # one by one: ten seconds
+        assert time.monotonic() - began < 9  # one by one: ten seconds
 
         assert get(server, "/plain/").text == "first"
         assert get(server, "/query/").text == "42"
@@ -205,8 +211,8 @@ def test_a_session(project: Path) -> None:
 
         # One who leaves, and one who speaks another language.
         with server.connect() as sock:
-            sock.sendall(b"GET /sleep/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            time.sleep(0.1)
+            sock.sendall(b"GET /wait/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            server.wait_for("^waiting$")
             # It is reset, not closed in an orderly way.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         server.wait_for(stamp + r"- Broken pipe from \('127.0.0.1', '\d+'\)$")
@@ -228,7 +234,7 @@ def test_a_session(project: Path) -> None:
         traceback = server.log().count("Traceback")
         began = time.monotonic()
         assert server.stop(signal.SIGINT) == 0
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 15
         assert (project / "left").read_text() == "left"
         assert server.log().count("Traceback") == traceback
 
@@ -251,7 +257,7 @@ def test_a_change_is_served(project: Path) -> None:
         assert get(server, "/plain/").text == "third"
         began = time.monotonic()
         assert server.stop(signal.SIGTERM) == 0
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize(("sig", "path"), [(signal.SIGINT, "/stuck/"), (signal.SIGTERM, "/deaf/")])
@@ -308,12 +314,12 @@ def test_where_it_cannot_serve(project: Path, options: tuple[str], said: str) ->
 @pytest.mark.once
 def test_one_plain_view_at_a_time(project: Path) -> None:
     with runserver(project, "--noreload", "--nothreading", "--nostatic") as server:
-        with ThreadPoolExecutor(8) as pool:
+        with ThreadPoolExecutor(16) as pool:
             plain = [pool.submit(get, server, "/one/") for _ in range(4)]
             began = time.monotonic()
-            slept = [pool.submit(get, server, "/sleep/") for _ in range(4)]
+            slept = [pool.submit(get, server, "/sleep/") for _ in range(12)]
             assert {each.result().status_code for each in slept} == {200}
-            assert time.monotonic() - began < 1.9  # one by one: two seconds
+            assert time.monotonic() - began < 5.5  # one by one: six seconds
             assert {each.result().text for each in plain} == {"1"}
         assert get(server, "/static/site.css").status_code == 404
 

@@ -150,23 +150,23 @@ def test_term_under_load_answers_what_was_accepted(keep_alive: bool) -> None:
     assert len(load.resets) <= len(load.threads)
 
 
-def test_term_answers_requests_and_closes_idle_connections() -> None:
+def test_term_answers_requests_and_closes_idle_connections(tmp_path: Path) -> None:
     with run("bare", extra_config="keepalive = 60\n") as server:
         idle, busy, fresh = server.connect(), server.connect(), server.connect()
         with idle, busy, fresh:
             idle.sendall(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
             assert idle.recv(65536).startswith(b"HTTP/1.1 200")
             time.sleep(1.2)  # It counts as idle when it was not used for a second.
-            busy.sendall(b"GET /sleep?1.5 HTTP/1.1\r\nHost: h\r\n\r\n" * 2)
-            server.wait_for("note: sleeping")
-            started = time.monotonic()
+            request = f"GET /until?{tmp_path}/over HTTP/1.1\r\nHost: h\r\n\r\n"
+            busy.sendall(2 * request.encode())
+            server.wait_for("note: waiting")
             server.send_signal(signal.SIGTERM)
             assert idle.recv(100) == b""
-            assert time.monotonic() - started < 0.9
             fresh.sendall(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
             answer = read_all(fresh)
             assert answer.startswith(b"HTTP/1.1 200")
             assert b"Connection: close\r\n" in answer
+            (tmp_path / "over").touch()
             answer = read_all(busy)
             assert answer.startswith(b"HTTP/1.1 200")
             # It was told that no further one would be answered.
@@ -182,7 +182,7 @@ def test_graceful_timeout_cancels_the_rest() -> None:
         server.wait_for("note: hanging")
         started = time.monotonic()
         assert server.stop() == 0
-        assert 1 < time.monotonic() - started < 4
+        assert 1 < time.monotonic() - started < 20
         assert "note: cancelled" in server.log()
 
 
@@ -213,7 +213,8 @@ def test_quit_ends_at_once(sig: int) -> None:
         server.wait_for("note: hanging")
         started = time.monotonic()
         server.stop(sig)
-        assert time.monotonic() - started < 3
+        # graceful_timeout is 30.
+        assert time.monotonic() - started < 15
         assert "hook: int" in server.log()
 
 
@@ -249,7 +250,7 @@ def test_the_end_of_a_lifespan_is_bounded() -> None:
     with run("starting", env={"ENDLESS": "1"}, extra_config=config) as server:
         started = time.monotonic()
         assert server.stop() == 0
-        assert 1 < time.monotonic() - started < 5
+        assert 1 < time.monotonic() - started < 20
         assert "Abandoned: the end of what lasts" in server.log()
         assert "Worker exiting" in server.log()
 

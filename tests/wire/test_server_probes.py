@@ -73,6 +73,10 @@ class Poll:
                 self.seen[repr(exc)] += 1
 
 
+def until_there_is(file: Path) -> bytes:
+    return f"GET /until?{file} HTTP/1.1\r\nHost: h\r\n\r\n".encode()
+
+
 def until(condition: Any, timeout: float = 20) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
@@ -124,47 +128,55 @@ def test_on_the_site_they_are_the_sites() -> None:
         assert httpx.get(f"{server.url}/livez").text == str(server.workers()[0])
 
 
-def test_a_draining_worker_is_live_and_not_ready() -> None:
+def test_a_draining_worker_is_live_and_not_ready(tmp_path: Path) -> None:
     with run() as (server, address), server.connect() as sock:
-        sock.sendall(b"GET /sleep?2.5 HTTP/1.1\r\nHost: h\r\n\r\n")
-        server.wait_for("note: sleeping")
+        sock.sendall(until_there_is(tmp_path / "over"))
+        server.wait_for("note: waiting")
         server.send_signal(signal.SIGTERM)
         until(lambda: ask(address, "/readyz")[0] == 503)
         assert ask(address, "/readyz")[1].endswith("\r\n\r\ndraining\n")
         assert ask(address, "/livez")[0] == 200
         assert ask(address, "/")[0] == 404
+        (tmp_path / "over").touch()
         assert sock.recv(65536).startswith(b"HTTP/1.1 200")
         assert server.wait() == 0
 
 
-def test_the_end_of_one_worker_is_not_that_of_the_service() -> None:
+def test_the_end_of_one_worker_is_not_that_of_the_service(tmp_path: Path) -> None:
     with run(workers=2) as (server, address), server.connect() as sock:
         with Poll(address, "/readyz") as ready, Poll(address, "/livez") as live:
-            sock.sendall(b"GET /sleep?2 HTTP/1.1\r\nHost: h\r\n\r\n")
-            server.wait_for("note: sleeping")
+            sock.sendall(until_there_is(tmp_path / "over"))
+            server.wait_for("note: waiting")
             for worker in server.workers()[:2]:
                 # One of them is idle: it is replaced at once.
                 os.kill(worker, signal.SIGTERM)
                 server.wait_for("greenroom: threads ", count=3)
+            (tmp_path / "over").touch()
             assert sock.recv(65536).startswith(b"HTTP/1.1 200")
             server.wait_for("greenroom: threads ", count=4)
         assert set(ready.seen) == set(live.seen) == {200}
         assert ready.seen[200] > 20
 
 
-def test_all_workers_drain() -> None:
+def test_all_workers_drain(tmp_path: Path) -> None:
     with run(workers=2) as (server, address):
         socks = [server.connect() for _ in range(2)]
         for number, sock in enumerate(socks):
-            sock.sendall(b"GET /sleep?%d HTTP/1.1\r\nHost: h\r\n\r\n" % (2 + number))
-        server.wait_for("note: sleeping", count=2)
+            sock.sendall(until_there_is(tmp_path / f"over{number}"))
+        server.wait_for("note: waiting", count=2)
         server.send_signal(signal.SIGTERM)
         until(lambda: ask(address, "/readyz")[0] == 503)
-        with Poll(address, "/readyz", 0.05) as ready:
-            for sock in socks:
+        with Poll(address, "/readyz") as ready:
+            for number, sock in enumerate(socks):
+                before = ready.seen[503]
+                until(lambda before=before: ready.seen[503] > before + 5)
+                if number == 1:
+                    # With the last one, the socket is gone.
+                    ready.stopped.set()
+                    ready.thread.join(60)
+                (tmp_path / f"over{number}").touch()
                 assert sock.recv(65536).startswith(b"HTTP/1.1 200")
                 sock.close()
-            ready.stopped.set()
         assert set(ready.seen) == {503}
         assert server.wait() == 0
 
@@ -197,7 +209,7 @@ def test_a_reload_never_shows(config: str) -> None:
 
 def test_a_stuck_loop_answers_nothing() -> None:
     with run() as (server, address), server.connect() as sock:
-        sock.sendall(b"GET /block?1.5 HTTP/1.1\r\nHost: h\r\n\r\n")
+        sock.sendall(b"GET /block?2.5 HTTP/1.1\r\nHost: h\r\n\r\n")
         server.wait_for("has not turned")
         with pytest.raises(TimeoutError):
             ask(address, "/livez", timeout=0.3)

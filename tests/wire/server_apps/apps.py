@@ -24,6 +24,11 @@ async def bare(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     if path == "/sleep":
         note("sleeping")
         await asyncio.sleep(float(environ["QUERY_STRING"]))
+    elif path == "/until":
+        # There is a file of this name.
+        note("waiting")
+        while not os.path.exists(environ["QUERY_STRING"]):
+            await asyncio.sleep(0.02)
     elif path == "/hang":
         if environ["QUERY_STRING"] == "keep":
             environ["coroutine_wsgi.cancel_on_disconnect"] = False
@@ -203,8 +208,12 @@ class Starting:
         if "ENDLESS" in os.environ:
             home = loops.current()
             assert home is not None
-            home.stack.push_async_callback(asyncio.sleep, 3600)
+            home.stack.push_async_callback(self.end)
         return "9 coroutine views on the loop"
+
+    async def end(self) -> None:
+        note("ending")
+        await asyncio.sleep(3600)
 
     async def __call__(self, environ: Any, start_response: Any) -> list[bytes]:
         start_response("200 OK", [])

@@ -74,6 +74,11 @@ async def blocking(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     elif path == "/sleep":
         note("sleeping")
         await asyncio.sleep(float(environ["QUERY_STRING"]))
+    elif path == "/until":
+        # There is a file of this name.
+        note("waiting")
+        while not os.path.exists(environ["QUERY_STRING"]):
+            await asyncio.sleep(0.02)
     elif path == "/in-c":
         note("in C")
         keep_the_lock()
