@@ -20,7 +20,6 @@ import driver  # noqa: E402
 import postgresql  # noqa: E402
 from greenroom.db import borrow  # noqa: E402
 
-
 # What takes longest, a module at a time, is begun first where processes share the tests.
 _FIRST = ("conformance", "demo", "wire", "db")
 
