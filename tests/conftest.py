@@ -18,6 +18,7 @@ django.setup(set_prefix=False)
 
 import driver  # noqa: E402
 import postgresql  # noqa: E402
+from crashes import pytest_sessionfinish, pytest_testnodedown  # noqa: E402, F401
 from greenroom.db import borrow  # noqa: E402
 
 # What takes longest, a module at a time, is begun first where processes share the tests.
@@ -41,22 +42,6 @@ def pytest_collection_finish() -> None:
     """What is there before the first test is not looked through after each of them."""
     gc.collect()
     gc.freeze()
-
-
-_died = pytest.StashKey[bool]()
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any, error: object) -> None:
-    """One of several processes has ended: with an error, if it crashed."""
-    if error:
-        node.config.stash[_died] = True
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A crash is more than a test that failed, and isn't tried again."""
-    if session.config.stash.get(_died, False):
-        session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])

@@ -7,7 +7,7 @@ be skipped or fail here too.
 
 from __future__ import annotations
 
-import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -186,8 +186,12 @@ def sources() -> Path:
 def unpacked(name: str, version: str, without: str | None = None) -> Path:
     """A source distribution, kept in .venvs; `without` the package, if that is given."""
     folder = ROOT / ".venvs" / name / version
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # One of several processes brings it, and the others wait.
+    with (folder.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists():
+            return folder
         with tempfile.TemporaryDirectory(dir=folder.parent) as made:
             temporary = Path(made)
             pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
@@ -199,9 +203,7 @@ def unpacked(name: str, version: str, without: str | None = None) -> Path:
             [found] = (temporary / "unpacked").iterdir()
             if without is not None:
                 shutil.rmtree(found / without)
-            # Another process may have been first.
-            with contextlib.suppress(OSError):
-                found.rename(folder)
+            found.rename(folder)
     return folder
 
 

@@ -22,9 +22,13 @@ DIFFERENCES = {
 
 SUITES = os.environ.get("GREENROOM_CONFORMANCE_SUITES", "").split()
 
-pytestmark = pytest.mark.skipif(
-    bool(SUITES) and not {"all", "asgi"}.intersection(SUITES), reason="other suites were asked for"
-)
+pytestmark = [
+    pytest.mark.timeout(400),
+    pytest.mark.skipif(
+        bool(SUITES) and not {"all", "asgi"}.intersection(SUITES),
+        reason="other suites were asked for",
+    ),
+]
 
 
 def test_as_django_s_own(tmp_path: Path) -> None:
@@ -44,7 +48,7 @@ def test_as_django_s_own(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=100,
+        timeout=300,
         check=False,
     )
     failed = set(re.findall(r"^(?:FAIL|ERROR): (\w+)", ran.stdout, re.MULTILINE))
