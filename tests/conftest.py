@@ -22,7 +22,7 @@ from crashes import pytest_sessionfinish, pytest_testnodedown  # noqa: E402, F40
 from greenroom.db import borrow  # noqa: E402
 
 # What takes longest, a module at a time, is begun first where processes share the tests.
-_FIRST = ("conformance", "demo", "wire", "db")
+_FIRST = ("conformance", "test_database.py", "demo", "wire", "db")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

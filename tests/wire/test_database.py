@@ -161,6 +161,7 @@ def test_a_thousand_requests_share_twenty_connections(
 
 
 @pytest.mark.once
+@pytest.mark.timeout(300)
 def test_a_soak(pg: PostgreSQL) -> None:
     run = soak.Soak(pg, 2000, seed=next(_numbers))
     run.run()

@@ -146,13 +146,15 @@ def test_the_end_of_one_worker_is_not_that_of_the_service(tmp_path: Path) -> Non
     with run(workers=2) as (server, address), server.connect() as sock:
         with Poll(address, "/readyz") as ready, Poll(address, "/livez") as live:
             sock.sendall(until_there_is(tmp_path / "over"))
-            server.wait_for("note: waiting")
-            for worker in server.workers()[:2]:
-                # One of them is idle: it is replaced at once.
-                os.kill(worker, signal.SIGTERM)
-                server.wait_for("greenroom: threads ", count=3)
+            busy = int(server.wait_for(r"note: waiting in (\d+)")[1])
+            idle = next(each for each in server.workers() if each != busy)
+            os.kill(busy, signal.SIGTERM)
+            before = ready.seen[200]
+            until(lambda: ready.seen[200] > before + 10)
             (tmp_path / "over").touch()
             assert sock.recv(65536).startswith(b"HTTP/1.1 200")
+            server.wait_for("greenroom: threads ", count=3)
+            os.kill(idle, signal.SIGTERM)
             server.wait_for("greenroom: threads ", count=4)
         assert set(ready.seen) == set(live.seen) == {200}
         assert ready.seen[200] > 20

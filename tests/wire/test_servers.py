@@ -76,7 +76,7 @@ def served(request: pytest.FixtureRequest) -> Iterator[Served]:
     }
     with servers.start(name, "django_site", cwd=HERE, env=environment, module=module) as server:
         yield Served(name, server, placement)
-        server.stop(servers.KINDS[name].ends, timeout=20)
+        server.stop(servers.KINDS[name].ends)
         # Once for the process, and in order, whatever the server; or no request was made.
         found = re.findall(r"lifespan \w+", server.log())
         assert found in (["lifespan entered", "lifespan left"], []), server.log()

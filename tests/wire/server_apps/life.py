@@ -76,7 +76,7 @@ async def blocking(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         await asyncio.sleep(float(environ["QUERY_STRING"]))
     elif path == "/until":
         # There is a file of this name.
-        note("waiting")
+        note(f"waiting in {os.getpid()}")
         while not os.path.exists(environ["QUERY_STRING"]):
             await asyncio.sleep(0.02)
     elif path == "/in-c":
