@@ -28,7 +28,7 @@ PACKAGES = [
 ]
 
 # The most seconds of one run.
-TIMEOUT = 300
+TIMEOUT = 600
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ STATUSES: dict[str, set[int]] = {
 
 # Connections at a time.
 CONNECTIONS = 200
-TIMEOUT = 20.0
+TIMEOUT = 60.0
 HOST = b"Host: added.example\r\n"
 
 

@@ -31,7 +31,7 @@ from gunicorn.config import make_settings
 
 from greenroom import worker
 
-TEST_TIMEOUT = 20
+TEST_TIMEOUT = 60
 LIMITS = {
     # It bounds the whole head, these its parts.
     "max_request_header_size": {

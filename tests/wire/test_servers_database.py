@@ -45,7 +45,7 @@ def test_many_requests_some_of_which_their_client_leaves(pg: PostgreSQL, name: s
             assert Tally(marks) == Tally(rows)
             assert len(rows) > REQUESTS / 10
             assert {row.state for row in pg.connections(database)} <= {"idle"}
-            server.stop(kind.ends, timeout=20)
+            server.stop(kind.ends)
         assert list(pg.connections(database)) == []
     finally:
         pg.drop(database)
