@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections.abc import Iterator
@@ -61,8 +62,10 @@ def exchange(server: Server, pieces: list[bytes]) -> bytes:
             raw = b""
             while data := sock.recv(65536):
                 raw += data
-        except ConnectionError:
-            # Sent on after a refusal that was long over.
+        except OSError as exc:
+            # Sent on, or ended, after a refusal that was long over.
+            if not isinstance(exc, ConnectionError) and exc.errno != errno.ENOTCONN:
+                raise
             return b""
     return raw
 
