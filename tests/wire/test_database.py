@@ -298,6 +298,7 @@ def counted(entry: dict[str, Any]) -> dict[str, int]:
         return dict(connection.execute("SELECT name, value FROM orm_site_counter"))
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("kind", "answer"), [("take", b"taken"), ("increase", b"increased")])
 def test_writers_on_sqlite_take_turns(sqlite: dict[str, Any], kind: str, answer: bytes) -> None:
     """Fifty that read and then write in one transaction, or write in autocommit.
