@@ -124,7 +124,7 @@ def serving(directory, env):
 
 
 def _address(server, log):
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         if found := re.search(r"^Montage is at (http://\S+)/$", log.read_text(), re.MULTILINE):
             return found[1]
