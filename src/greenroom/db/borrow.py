@@ -720,6 +720,11 @@ class _Cursor:
     cursor: Any
     lease: int
 
+    def __init__(self, cursor: Any, db: Any) -> None:
+        # Not of those that Django makes: debug-toolbar makes one of its own of the class of one.
+        super().__init__(cursor, db)  # type: ignore[call-arg]
+        self.lease = db.lease
+
     def _execute(self, *args: Any) -> Any:
         return self._in_turn(super()._execute, *args)  # type: ignore[misc]
 

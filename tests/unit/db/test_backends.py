@@ -52,6 +52,23 @@ def test_a_subclass_of_django_s_backend_keeps_its_ways(own: Database, placement:
     assert set(seen) == {(base.DatabaseWrapper, True)}
 
 
+def test_a_tool_that_makes_cursors_of_the_class_of_one(database: Database, placement: str) -> None:
+    """As debug-toolbar does: it puts methods of its own before those of the class."""
+
+    async def view(request: Any) -> list[Any]:
+        with connection.cursor() as cursor:
+            kind = type("Traced", (type(cursor),), {})
+            traced = kind(cursor.cursor, cursor.db)
+            traced.execute("SELECT 1")
+            first = traced.fetchone()[0]
+            # On the loop its connection is given back meanwhile.
+            await asyncio.sleep(0.01)
+            traced.execute("SELECT 2")
+            return [first, traced.fetchone()[0]]
+
+    assert database.request(view, placement) == [1, 2]
+
+
 def test_a_project_that_has_no_database(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
