@@ -16,7 +16,7 @@ replaced                               why
 .resolve_error_handler`                return a coroutine in the place of a
                                        response
 `django.core.cache.CacheHandler        it keeps clients in a context variable:
-._connections`                         every request, having a context of its
+._connections`, `.__getitem__`         every request, having a context of its
                                        own, would make a new client; on the loop
                                        those that do I/O hand it to a thread
 `django.db.connections._connections`,  the wrappers of a request are found by a

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache, partial, wraps
 from typing import Any
 
@@ -213,6 +214,19 @@ class SlowCache:
         return bool(off_loop(self._call, "__contains__", key))
 
 
+def _kept(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`CacheHandler.__getitem__`, which returns a new client as it was made."""
+
+    @wraps(original)
+    def client(self: CacheHandler, alias: str) -> Any:
+        with suppress(AttributeError):
+            return getattr(self._connections, alias)  # type: ignore[attr-defined]
+        original(self, alias)
+        return getattr(self._connections, alias)  # type: ignore[attr-defined]
+
+    return client
+
+
 def _clients_of(handler: CacheHandler) -> Any:
     return handler.__dict__["_greenroom_clients"]
 
@@ -238,6 +252,7 @@ def apply() -> None:
     FieldFile.size = property(_off(size))  # type: ignore[assignment,method-assign]
     hashers.get_hashers = get_hashers
     hashers.get_hashers_by_algorithm.cache_clear()  # type: ignore[attr-defined]
+    CacheHandler.__getitem__ = _kept(CacheHandler.__getitem__)  # type: ignore[method-assign]
     # A property, since Django's own tests set another one when CACHES is overridden.
     clients = caches.__dict__.pop("_connections")
     CacheHandler._connections = property(_clients_of, _set_clients)  # type: ignore[attr-defined]

@@ -98,7 +98,16 @@ DIFFERENCES: dict[str, str] = {
             "It looks for a method's function in a client whose calls leave the loop."
         )
         for case in ("FileBasedCachePathLibTests", "FileBasedCacheTests")
-        for name in ("get_or_set", "has_key", "incr", "incr_version")
+        for name in (
+            "close",
+            "delete_many",
+            "get_many",
+            "get_or_set",
+            "has_key",
+            "incr",
+            "incr_version",
+            "set_many",
+        )
     },
     "handlers.tests.AsyncHandlerRequestTests.test_unawaited_response": (
         "Its view returns a coroutine, which is awaited here whatever kind of callable made it, "

@@ -15,7 +15,8 @@ from asgiref.sync import sync_to_async
 from django.contrib.auth import alogin, signals
 from django.contrib.auth.models import User
 from django.contrib.sessions.backends.file import SessionStore
-from django.core.cache import cache
+from django.core.cache import cache, caches
+from django.core.cache.backends.filebased import FileBasedCache
 from django.core.files.base import ContentFile
 from django.core.files.storage import FileSystemStorage
 from django.db import connection, transaction
@@ -378,6 +379,29 @@ def test_caches_of_files(database: Any, placement: str, tmp_path: Path) -> None:
 
     database.request(view, placement, CACHES=caches)
     database.request(sets_attributes, placement, CACHES=caches)
+
+
+@pytest.mark.parametrize("vendor", ["sqlite"], indirect=True)
+def test_the_first_call_of_a_cache_leaves_the_loop_too(
+    database: Any, placement: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places: list[bool] = []
+    backend = "django.core.cache.backends.filebased.FileBasedCache"
+    original = FileBasedCache.set
+
+    def noted(self: Any, *args: Any, **kwargs: Any) -> None:
+        places.append(asyncio._get_running_loop() is not None)
+        original(self, *args, **kwargs)
+
+    monkeypatch.setattr(FileBasedCache, "set", noted)
+
+    async def view(request: Any) -> None:
+        caches["fresh"].set("a", 1)
+        caches["fresh"].set("a", 2)
+
+    fresh = {"BACKEND": backend, "LOCATION": str(tmp_path / "cache")}
+    database.request(view, placement, CACHES={"fresh": fresh})
+    assert places == [False, False]
 
 
 @pytest.mark.parametrize("vendor", ["sqlite"], indirect=True)
