@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from types import FunctionType
 from typing import Any, TypeVar
@@ -563,9 +563,8 @@ class Known:
 
     def outside(self) -> str | None:
         """The installed version, if it is not among those read."""
-        try:
-            installed = version(self.distribution)
-        except PackageNotFoundError:
+        installed = _installed(self.distribution)
+        if installed is None:
             return "no version"
         inside = _numbers(self.first) <= _numbers(installed) < _numbers(self.below)
         return None if inside else installed
@@ -578,6 +577,15 @@ class Known:
                 f"{self.below}; {installed} is installed"
             )
         return self.check() if self.check is not None else None
+
+
+@cache
+def _installed(distribution: str) -> str | None:
+    """Its version, looked up once: that reads files, and views are judged while others wait."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -597,6 +605,35 @@ def _default_cache() -> str | None:
     return _of_cache("default")
 
 
+def _allauth() -> str | None:
+    """Of its middleware: what a view raises may ask the adapter how to log in again."""
+    name = getattr(django_settings, "ACCOUNT_ADAPTER", _ADAPTER)
+    try:
+        known, used = import_string(_ADAPTER), import_string(name)
+        same = all(
+            getattr(used, method, None) is getattr(known, method, None)
+            for method in ("__init__", "get_phone", "get_reauthentication_methods")
+        )
+    except ImportError:
+        same = False
+    return None if same else _called(name)
+
+
+_ADAPTER = "allauth.account.adapter.DefaultAccountAdapter"
+
+
+def _toolbar() -> str | None:
+    """It instruments what it can reach and renders; where DEBUG is off it does nothing."""
+    callback = import_string("debug_toolbar.settings.get_config")()["SHOW_TOOLBAR_CALLBACK"]
+    if callback != "debug_toolbar.middleware.show_toolbar":
+        return f"asks {_name_of(callback)} whether it shows its panels"
+    return "shows its panels, since DEBUG is on" if django_settings.DEBUG else None
+
+
+def _name_of(code: Any) -> str:
+    return code if isinstance(code, str) else dotted_name(code)
+
+
 def _jwt() -> str | None:
     given = import_string("rest_framework_simplejwt.settings.api_settings")
     if given.JWK_URL:
@@ -608,8 +645,22 @@ def _jwt() -> str | None:
 
 
 OTHERS: dict[str, Known] = {
-    "corsheaders.middleware.CorsMiddleware": Known("django-cors-headers", "4.9", "4.10", _cors),
+    "allauth.account.auth_backends.AuthenticationBackend": Known(
+        # Its thread-local is replaced: `greenroom.integrations.allauth`.
+        "django-allauth",
+        "65.10",
+        "65.23",
+    ),
+    "allauth.account.middleware.AccountMiddleware": Known(
+        "django-allauth", "65.10", "65.23", _allauth
+    ),
+    "corsheaders.middleware.CorsMiddleware": Known("django-cors-headers", "4.4", "4.10", _cors),
+    "debug_toolbar.middleware.DebugToolbarMiddleware": Known(
+        "django-debug-toolbar", "6.0", "8.1", _toolbar
+    ),
     "django_htmx.middleware.HtmxMiddleware": Known("django-htmx", "1.29", "1.30"),
+    # Finding files and opening them leaves the loop: `greenroom.integrations.whitenoise`.
+    "whitenoise.middleware.WhiteNoiseMiddleware": Known("whitenoise", "6.6", "6.13"),
     # Responses are rendered on a thread, and so are forms and the browsable API.
     **{
         f"rest_framework.{name}": Known("djangorestframework", "3.18", "3.19")

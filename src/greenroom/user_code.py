@@ -35,6 +35,7 @@ from django.dispatch import Signal
 from . import bridge, loops
 from .bridge import in_bridge
 from .db import borrow
+from .integrations import debug_toolbar
 from .off_loop import off_loop
 from .placement import dotted_name, is_itself, why_unsafe
 
@@ -128,7 +129,8 @@ QUICK_CACHES = (
 class ThreadClients:
     """Cache clients: one per thread and alias where requests are served.
 
-    Elsewhere they stay where Django keeps them.
+    Elsewhere they stay where Django keeps them. Those of a request whose calls debug-toolbar
+    notes are its own.
     """
 
     def __init__(self, original: Any) -> None:
@@ -140,15 +142,29 @@ class ThreadClients:
         return self.__dict__["_own" if serving else "_original"]
 
     def __getattr__(self, alias: str) -> Any:
+        noted = debug_toolbar.cache_clients()
+        if noted is not None:
+            # Used on the loop and on threads: what it is depends on where.
+            return _for_here(alias, getattr(noted, alias))
         return getattr(self._clients(), alias)
 
     def __setattr__(self, alias: str, client: Any) -> None:
-        if loops.current() is not None and dotted_name(client) not in QUICK_CACHES:
-            client = SlowCache(alias, client)
-        setattr(self._clients(), alias, client)
+        noted = debug_toolbar.cache_clients()
+        if noted is not None:
+            setattr(noted, alias, client)
+        else:
+            setattr(self._clients(), alias, _for_here(alias, client))
 
     def __delattr__(self, alias: str) -> None:
-        delattr(self._clients(), alias)
+        noted = debug_toolbar.cache_clients()
+        delattr(self._clients() if noted is None else noted, alias)
+
+
+def _for_here(alias: str, client: Any) -> Any:
+    """A client as it may be used on this thread."""
+    if loops.current() is not None and dotted_name(client) not in QUICK_CACHES:
+        return SlowCache(alias, client)
+    return client
 
 
 class SlowCache:

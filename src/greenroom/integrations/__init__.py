@@ -1,4 +1,4 @@
-"""Other frameworks than Django: what they need to await coroutines.
+"""Other frameworks than Django: what they need to await coroutines, or to be on the loop.
 
 An integration imports nothing of its framework before the project does: it waits
 for the import of the modules it has to do with (`when_imported`). It describes
@@ -41,10 +41,10 @@ def apply() -> None:
     if _applied:
         return
     _applied = True
-    from . import auth_mixins, rest_framework
+    from . import allauth, auth_mixins, debug_toolbar, rest_framework, whitenoise
 
-    auth_mixins.apply()
-    rest_framework.apply()
+    for each in (allauth, auth_mixins, debug_toolbar, rest_framework, whitenoise):
+        each.apply()
 
 
 # Each returns None for a view that is not of its framework, or the methods of one
