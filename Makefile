@@ -6,8 +6,10 @@ STAMP := $(VENV)/.installed
 # Debian keeps the server's commands off the PATH.
 POSTGRESQL := "initdb /usr/lib/postgresql/*/bin/initdb" postgresql
 NGINX := "nginx /usr/sbin/nginx" nginx
+REDIS := redis-server redis-server
+BENCH := .venvs/bench/bin/python
 
-.PHONY: demo test conformance soak lint format bench attacks coverage clean
+.PHONY: demo test conformance soak lint format bench bench-quick bench-environment attacks coverage clean
 
 # The demo on http://127.0.0.1:8000 (PORT=… for another port).
 demo: $(STAMP)
@@ -51,12 +53,24 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Requests that wait, per process, beside gunicorn's gthread and gevent workers.
-bench: $(STAMP)
-	$(BIN)/python -m pip install --quiet -r bench/requirements.txt
+# Greenroom beside every other server, in some hours, on a machine with nothing else to do.
+# SCENARIOS="hello-plain 'sleep-*'" for some, ARGUMENTS="--rounds 3 --resume" for bench/run.py;
+# `bench/run.py --list` says what there is. What came out is in docs/benchmarks.md and its plots.
+bench: bench-environment
+	$(BENCH) bench/run.py $(SCENARIOS) $(ARGUMENTS)
+	$(BENCH) bench/report.py --publish
+
+# Some of it, in a few minutes.
+bench-quick: bench-environment
+	$(BENCH) bench/run.py --quick --out bench/results/quick.json $(SCENARIOS) $(ARGUMENTS)
+
+bench-environment:
+	@scripts/python.sh "$(PYTHON)"
 	@scripts/debian.sh wrk wrk "nothing can be measured"
-	$(BIN)/python bench/waiting.py
-	$(BIN)/python bench/queries.py
+	@scripts/debian.sh $(POSTGRESQL) "what queries is left out" || true
+	@scripts/debian.sh $(REDIS) "what has its session in Redis is left out" || true
+	@scripts/debian.sh $(NGINX) "what goes through a proxy is left out" || true
+	@$(PYTHON) scripts/bench_environment.py
 
 # What ordinary clients notice while others attack, and the memory that it takes.
 attacks: $(STAMP)

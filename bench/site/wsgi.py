@@ -1,6 +1,6 @@
 import os
 
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "site_settings")
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "settings")
 
 if os.environ.get("BENCH_APPLICATION") == "greenroom":
     from greenroom import get_wsgi_application

@@ -1,6 +1,7 @@
 import os
 
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "settings")
+
 from django.core.asgi import get_asgi_application
 
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "site_settings")
 application = get_asgi_application()

@@ -1,0 +1,4 @@
+-- Half a second between an answer and the next request of a connection.
+function delay()
+   return 500
+end
