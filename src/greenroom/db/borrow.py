@@ -518,6 +518,10 @@ class Wrapper:
     def after_interruption(self) -> None:
         """A statement was cancelled while it ran."""
 
+    def is_lost(self) -> bool:
+        """Whether a cancelled statement has ended the transaction: it can't be committed."""
+        return False
+
     def _not_ours(self) -> DatabaseError:
         scope = self.scope
         assert scope is not None

@@ -67,9 +67,10 @@ AGAIN = 0.2
 # What a statement makes: state that DISCARD ALL resets, or that lasts as long as the session.
 RESETTABLE, LASTING = 1, 2
 
-IDLE, INTRANS, ACTIVE = (
+IDLE, INTRANS, INERROR, ACTIVE = (
     pq.TransactionStatus.IDLE,
     pq.TransactionStatus.INTRANS,
+    pq.TransactionStatus.INERROR,
     pq.TransactionStatus.ACTIVE,
 )
 
@@ -89,6 +90,8 @@ class WaitingConnection(psycopg.Connection[Any]):
         self._watches: set[_Watch] = set()
         # An error on it may mean that it is broken.
         self.suspect = False
+        # Whether something was cancelled on it while it ran.
+        self.interrupted = False
         # Server-side cursors that were closed, and those that are open, by name. One that
         # is closed when its connection is another request's is in neither.
         self.closed_cursors: list[str] = []
@@ -166,6 +169,7 @@ class WaitingConnection(psycopg.Connection[Any]):
         except Exception:
             raise
         except BaseException:
+            self.interrupted = True
             if self.pgconn.transaction_status == ACTIVE:
                 try:
                     bridge.shielded(self._cancel, gen)
@@ -701,6 +705,15 @@ class PostgreSQL(borrow.Wrapper):
             # As it is each time that one is lent.
             return
         super()._set_autocommit(autocommit)  # type: ignore[misc]
+
+    def is_lost(self) -> bool:
+        """The server would answer the COMMIT by a ROLLBACK, which is no error to it."""
+        connection = self.connection
+        return (
+            connection is not None
+            and connection.interrupted
+            and connection.pgconn.transaction_status == INERROR
+        )
 
     def create_cursor(self, name: str | None = None) -> Any:
         cursor = super().create_cursor(name)  # type: ignore[misc]

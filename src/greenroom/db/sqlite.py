@@ -536,6 +536,10 @@ class SQLite(borrow.Wrapper):
         if self.in_atomic_block and not self.connection.in_transaction:
             self.needs_rollback = True
 
+    def is_lost(self) -> bool:
+        connection = self.connection
+        return self.needs_rollback and connection is not None and not connection.in_transaction
+
     def _close(self) -> Any:
         if self.borrows and self.connection is not None:
             self.connection._pool.give_back(self.connection)

@@ -8,6 +8,8 @@ broken transactions. Around it stands what tasks need:
 - entering and leaving are shielded: cancelled in COMMIT, plain `Atomic` would
   leave the callbacks of `on_commit` behind, for the next transaction to run;
 - a cancellation while BEGIN waits undoes it, since nobody would leave the block;
+- a cancelled statement ends the transaction in the server, whoever catches the cancellation:
+  the block is then left with an error, and never as if it had been committed;
 - callbacks of `on_commit` run after the block has ended, all of them if it was
   committed, in the order of their registration, though the task was cancelled
   meanwhile.
@@ -30,7 +32,7 @@ from typing import Any, TypeVar, overload
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.transaction import Atomic
+from django.db.transaction import Atomic, TransactionManagementError
 
 from greenroom import bridge, loops
 from greenroom.turns import Block
@@ -120,8 +122,13 @@ def _leave(
         depth = wrapper.blocks.index(block)
         del wrapper.savepoint_ids[depth:], wrapper.atomic_blocks[depth + 1 :]
     hooks: list[Any] = []
+    outermost = wrapper.blocks[0] is block
+    lost = outermost and exc_type is None and wrapper.is_lost()
+    if lost:
+        # Else it would be committed, as far as Django knows.
+        wrapper.needs_rollback = True
     try:
-        wrapper.hooks_held = wrapper.blocks[0] is block
+        wrapper.hooks_held = outermost
         _exit(self, exc_type, exc_value, traceback)
     finally:
         wrapper.hooks_held = False
@@ -136,6 +143,12 @@ def _leave(
     wrapper.after_work()
     if expired is not None:
         raise expired
+    if lost:
+        raise TransactionManagementError(
+            f"The transaction on the database {wrapper.alias!r} was rolled back: a statement in it "
+            "was cancelled, and the block went on to its end. Catch the cancellation, or the "
+            "TimeoutError, around the atomic block and not within."
+        )
     _run(hooks)
 
 

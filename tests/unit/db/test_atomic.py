@@ -736,6 +736,42 @@ def test_a_cancelled_statement_breaks_the_block(database: Any) -> None:
     assert names() == ["kept", "kept too"]
 
 
+@pytest.mark.parametrize("how", ["a statement", "rows of a cursor"])
+def test_a_cancellation_that_a_block_swallows_is_no_commit(
+    database: Any, placement: str, how: str
+) -> None:
+    """What it ended in the server is told at the end of the block, and no hook runs."""
+    if how == "rows of a cursor" and database.vendor == "sqlite":
+        pytest.skip("what reads ends no transaction of SQLite")
+    hooks: list[str] = []
+    slow = (
+        "SELECT pg_sleep(30)"
+        if database.vendor == "postgresql"
+        else "INSERT INTO shop_customer (name, tenant) WITH RECURSIVE t(n) AS"
+        " (SELECT 1 UNION ALL SELECT n + 1 FROM t WHERE n < 100000000) SELECT n, '' FROM t"
+    )
+
+    async def view(request: Any) -> None:
+        with pytest.raises(transaction.TransactionManagementError, match="around the atomic block"):
+            async with greenroom.atomic():
+                Customer.objects.create(name="lost")
+                transaction.on_commit(partial(hooks.append, "lost"))
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.05):  # noqa: ASYNC100
+                        if how == "a statement":
+                            connection.cursor().execute(slow)
+                        else:
+                            with connection.chunked_cursor() as rows:
+                                rows.execute("SELECT 1 UNION ALL SELECT length(pg_sleep(30)::text)")
+                                rows.fetchmany(2)
+        async with greenroom.atomic():
+            Customer.objects.create(name="kept")
+            transaction.on_commit(partial(hooks.append, "kept"))
+
+    database.request(view, placement)
+    assert names() == hooks == ["kept"]
+
+
 # Limits.
 
 
