@@ -5,20 +5,25 @@ there, all of them, and its hooks were called once each, or neither; nobody ever
 Every statement of its own is there if it came to its end. A request sees the session state
 that it made, and no other's. And in the end every connection is back in its pool.
 
-The order in which tasks go on is drawn, and each request may be cancelled after any number
-of turns of the loop: in a statement, BEGIN, COMMIT, a savepoint, while it connects, or
-waits for a connection or its turn.
+The order in which tasks go on is drawn, and where they are cancelled: a request, or one task
+of it, at any of its awaits, while it connects, or waits for a connection or its turn; and, as
+these are few among many, in a BEGIN, a COMMIT, a ROLLBACK or a savepoint, by name. A second
+cancellation may come while the first is dealt with.
 
-``GREENROOM_ISOLATION=2000`` runs so many programs on each database.
+``GREENROOM_ISOLATION=2000`` runs so many programs on each database, and makes one that fails
+as short as it can.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import os
 import random
-from collections.abc import Callable, Iterator
+import types
+from collections import Counter as Tally
+from collections.abc import Callable, Coroutine, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,8 +31,9 @@ from typing import Any
 import pytest
 from asgiref.sync import sync_to_async
 from django.db import DatabaseError, connection, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import greenroom
@@ -93,14 +99,57 @@ class Block:
 
 
 inside: ContextVar[Block | None] = ContextVar("inside", default=None)
+asks: ContextVar[Request | None] = ContextVar("asks", default=None)
 
 
 class Request:
-    def __init__(self, world: World, name: str) -> None:
+    """`cancels`: of what, the how-manieth time, and whether the whole request is cancelled."""
+
+    def __init__(self, world: World, name: str, cancels: Any) -> None:
         self.world = world
         self.name = name
+        self.task = asyncio.current_task()
+        self._cancels = cancels
+        self._passed: Tally[str] = Tally()
         # Whether its session state is surely, or perhaps, what it made.
         self.made = self.making = False
+
+    # Cancelling.
+
+    async def stepped(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run a task of it, whose awaits are counted."""
+
+        @types.coroutine
+        def run() -> Any:
+            send, value = coroutine.send, None
+            while True:
+                try:
+                    value = send(value)
+                except StopIteration as stop:
+                    return stop.value
+                self.passes("await")
+                try:
+                    value = yield value
+                except BaseException as exc:
+                    send, value = coroutine.throw, exc
+                else:
+                    send = coroutine.send
+
+        asks.set(self)
+        try:
+            return await run()
+        finally:
+            coroutine.close()
+
+    def passes(self, kind: str) -> None:
+        """A task of it is about to wait, or to begin what it waits for."""
+        self._passed[kind] += 1
+        for each, number, whole in self._cancels:
+            if (each, number) == (kind, self._passed[kind]):
+                task = self.task if whole else asyncio.current_task()
+                assert task is not None
+                # When it waits, and before what it waits for can have come.
+                asyncio.get_running_loop().call_soon(task.cancel)
 
     # The steps of a program.
 
@@ -131,13 +180,14 @@ class Request:
         def create() -> None:
             Customer.objects.create(name=name, tenant=label)
 
-        if block is None or how == "thread":
-            # A thread goes on when its task is cancelled, beyond the end of the block too.
+        try:
+            if how == "async":
+                await Customer.objects.acreate(name=name, tenant=label)
+            else:
+                await self.call(how, create)
+        except BaseException:
             self.world.perhaps.add(name)
-        if how == "async":
-            await Customer.objects.acreate(name=name, tenant=label)
-        else:
-            await self.call(how, create)
+            raise
         if block is None:
             self.world.surely.add(name)
         else:
@@ -145,23 +195,37 @@ class Request:
 
     async def bump(self, how: str) -> None:
         block = inside.get()
-        if block is None or how == "thread":
-            self.world.most += 1
 
         def bump() -> None:
             changed = Counter.objects.filter(name="all").update(value=F("value") + 1)
             assert changed == 1
 
-        if how == "async":
-            await Counter.objects.filter(name="all").aupdate(value=F("value") + 1)
-        else:
-            await self.call(how, bump)
+        try:
+            if how == "async":
+                await Counter.objects.filter(name="all").aupdate(value=F("value") + 1)
+            else:
+                await self.call(how, bump)
+        except BaseException:
+            self.world.perhaps_bumped += 1
+            raise
         if block is None:
-            self.world.least += 1
+            self.world.bumped += 1
         else:
             block.bumps += 1
-            if how == "thread":
-                self.world.most -= 1
+
+    async def take(self, turns: int) -> None:
+        """Read, then write. Nobody comes between: it has the block for itself."""
+        block = inside.get()
+        assert block is not None
+        counters = Counter.objects.filter(name="all")
+        row = await counters.select_for_update().aget()
+        await self.sleep(turns)
+        try:
+            await counters.aupdate(value=row.value + 1)
+        except BaseException:
+            self.world.perhaps_bumped += 1
+            raise
+        block.bumps += 1
 
     async def read(self, how: str) -> None:
         block = inside.get()
@@ -245,9 +309,11 @@ class Request:
         async with asyncio.TaskGroup() as group:
             for with_bridge, body in bodies:
                 fn = bridge.bridged(self.do) if with_bridge else self.do
-                group.create_task(fn(body, with_bridge))
+                group.create_task(self.stepped(fn(body, with_bridge)))
 
-    async def block(self, bridged: bool, how: str, raises: bool, body: Any) -> None:
+    async def block(
+        self, bridged: bool, how: str, raises: bool, takes: int | None, body: Any
+    ) -> None:
         outer = inside.get()
         block = Block(outer)
         if outer is None:
@@ -256,35 +322,43 @@ class Request:
         try:
             if how == "plain" and bridged:
                 with transaction.atomic():
-                    await self.within(block, bridged, body, raises)
+                    await self.within(block, bridged, body, raises, takes)
             else:
                 async with greenroom.atomic(durable=how == "durable" and outer is None):
-                    await self.within(block, bridged, body, raises)
+                    await self.within(block, bridged, body, raises, takes)
         except Undo:
             block.state = "lost"
         except BaseException as exc:
-            if block.state == "leaving" and only_cancelled(exc):
+            if block.state == "leaving" and isinstance(exc, asyncio.CancelledError):
                 block.state = "unknown"
+                if outer is not None:
+                    self.world.parts.append(block)
             else:
                 block.state = "lost"
             raise
         else:
-            block.state = "committed"
-            if outer is not None:
+            # As Django has it: a block in which a call of the ORM failed is rolled back in silence.
+            block.state = "lost" if block.state == "broken" else "committed"
+            if outer is not None and block.state == "committed":
                 outer.rows += block.rows
                 outer.hooks += block.hooks
                 outer.bumps += block.bumps
         finally:
             inside.reset(entered)
 
-    async def within(self, block: Block, bridged: bool, body: Any, raises: bool) -> None:
+    async def within(
+        self, block: Block, bridged: bool, body: Any, raises: bool, takes: int | None
+    ) -> None:
         if block.outer is None:
             self.world.transactions.append(block)
         await self.insert("plain")
+        await self.hook(safe=takes is None)
+        if takes is not None:
+            await self.take(takes)
         await self.do(body, bridged)
         if raises:
             raise Undo
-        block.state = "leaving"
+        block.state = "broken" if transaction.get_rollback() else "leaving"
 
 
 def block_rows(block: Block | None) -> Iterator[str]:
@@ -293,20 +367,18 @@ def block_rows(block: Block | None) -> Iterator[str]:
         block = block.outer
 
 
-def only_cancelled(exc: BaseException) -> bool:
-    return isinstance(exc, asyncio.CancelledError)
-
-
 class World:
     """All requests of one program, and what they did."""
 
     def __init__(self) -> None:
         self.transactions: list[Block] = []
-        # Rows of no transaction: those that are there for certain, and those that may be.
+        # Blocks within one that was committed, which may have been rolled back.
+        self.parts: list[Block] = []
+        # Rows of no transaction that are there for certain; and of any, those that may be.
         self.surely: set[str] = set()
         self.perhaps: set[str] = set()
-        # Increments out of transactions.
-        self.least = self.most = 0
+        # Increments likewise.
+        self.bumped = self.perhaps_bumped = 0
         self.ran: list[str] = []
         self.ran_at_once: list[str] = []
         self._numbers = itertools.count(1)
@@ -314,31 +386,26 @@ class World:
     def name(self) -> str:
         return f"n{next(self._numbers)}"
 
-    async def request(self, number: int, steps: Any) -> None:
-        request = Request(self, f"request{number}")
+    async def request(self, number: int, cancels: Any, steps: Any) -> None:
+        request = Request(self, f"request{number}", cancels)
         home = loops.current()
         assert home is not None
         new_lane(home.threads)
         scope = borrow.begin(request.name)
         try:
-            await bridge.bridged(request.do)(steps, True)
+            await request.stepped(bridge.bridged(request.do)(steps, True))
         finally:
             borrow.leave(scope)
 
     async def run(self, programs: Any) -> None:
-        """Run them all at once; cancel those that are to be."""
-        tasks = []
-        for number, (_, steps) in enumerate(programs):
-            tasks.append(asyncio.create_task(self.request(number, steps), name=f"r{number}"))
-        cancels = [
-            asyncio.create_task(self.cancel(task, after))
-            for task, (after, _) in zip(tasks, programs, strict=True)
-            if after is not None
+        """Run them all at once."""
+        tasks = [
+            asyncio.create_task(self.request(number, *program), name=f"r{number}")
+            for number, program in enumerate(programs)
         ]
         try:
             async with asyncio.timeout(PATIENCE):
                 results = await asyncio.gather(*tasks, return_exceptions=True)
-                await asyncio.gather(*cancels)
                 await self.settled()
         except TimeoutError:
             hang = [task for task in tasks if not task.done()]
@@ -347,12 +414,6 @@ class World:
             ) from None
         for result in results:
             self.check_error(result)
-
-    @staticmethod
-    async def cancel(task: asyncio.Task[None], after: int) -> None:
-        for _ in range(after):
-            await asyncio.sleep(0)
-        task.cancel()
 
     def check_error(self, error: Any) -> None:
         """A program may end by a cancellation or a time limit, and by nothing else."""
@@ -378,11 +439,10 @@ class World:
         names = [row[0] for row in found]
         assert len(set(names)) == len(names)
         rows, hooks = set(self.surely), list(self.ran_at_once)
-        least, most = self.least, self.most
-        for each in self.transactions:
-            own = set(each.rows) - self.perhaps
-            there = own & set(names)
-            assert there in (own, set()), f"some of {each.label} is there"
+        least, most = self.bumped, self.bumped + self.perhaps_bumped
+        for each in (*self.transactions, *self.parts):
+            there = set(each.rows) & set(names)
+            assert there in (set(each.rows), set()), f"some of {each.label} is there"
             assert each.state != "committed" or there
             assert each.state != "lost" or not there, f"{each.label} was rolled back"
             if there:
@@ -407,39 +467,73 @@ leaves = st.one_of(
     st.tuples(st.just("make_state"), places),
     st.tuples(st.just("see_state"), places),
 )
-steps = st.recursive(
-    leaves,
-    lambda step: st.one_of(
-        st.tuples(
-            st.just("block"),
-            st.sampled_from(["plain", "async", "durable"]),
-            st.sampled_from([False, False, True]),
-            st.lists(step, max_size=4),
-        ),
-        st.tuples(
-            st.just("group"),
-            st.lists(
-                st.tuples(st.booleans(), st.lists(step, min_size=1, max_size=3)),
-                min_size=1,
-                max_size=3,
-            ),
-        ),
-    ),
-    max_leaves=12,
+
+
+def block_of(step: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.tuples(
+        st.just("block"),
+        st.sampled_from(["plain", "async", "durable"]),
+        st.sampled_from([False, False, True]),
+        # Whether it reads and then writes, and the turns of the loop between.
+        st.sampled_from([None, None, 0, 3]),
+        st.lists(step, max_size=4),
+    )
+
+
+def group_of(step: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    child = st.tuples(st.booleans(), st.lists(step, min_size=1, max_size=3))
+    return st.tuples(st.just("group"), st.lists(child, min_size=1, max_size=3))
+
+
+steps = st.recursive(leaves, lambda step: st.one_of(block_of(step), group_of(step)), max_leaves=12)
+# Django's methods that wait in the midst of something, of which there are few in a program.
+CONTROL = (
+    "_commit",
+    "_rollback",
+    "_savepoint",
+    "_savepoint_commit",
+    "_savepoint_rollback",
+    "set_autocommit",
+)
+often = st.sampled_from(["_commit", "set_autocommit"])
+cancels = st.one_of(
+    st.tuples(st.just("await"), st.integers(1, 60), st.booleans()),
+    st.tuples(often, st.sampled_from([1, 1, 2]), st.booleans()),
+    st.tuples(st.sampled_from(CONTROL), st.sampled_from([1, 1, 2]), st.booleans()),
 )
 programs = st.lists(
     st.tuples(
-        # The turns of the loop until it is cancelled.
-        st.one_of(st.none(), st.integers(0, 80)),
-        st.lists(steps, min_size=1, max_size=5),
+        st.lists(cancels, max_size=2),
+        st.lists(st.one_of(steps, block_of(steps)), min_size=1, max_size=5),
     ),
     min_size=1,
     max_size=5,
 )
 
 
+@pytest.fixture(autouse=True)
+def _control(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests are told when one of those is called for them."""
+
+    def told_of(name: str) -> Callable[..., Any]:
+        original = getattr(BaseDatabaseWrapper, name)
+
+        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+            request = asks.get()
+            if request is not None and asyncio._get_running_loop() is not None:
+                request.passes(name)
+            return original(self, *args, **kwargs)
+
+        return method
+
+    for name in CONTROL:
+        monkeypatch.setattr(BaseDatabaseWrapper, name, told_of(name))
+
+
 @pytest.fixture
-def play(database: Any) -> Callable[..., None]:
+def play(database: Any, caplog: pytest.LogCaptureFixture) -> Callable[..., None]:
+    caplog.set_level(logging.ERROR, "greenroom")
+
     def play(programs: Any, seed: int, limit: int, timeout: float, mode: str | None) -> None:
         database.execute("DELETE FROM shop_customer")
         database.execute("DELETE FROM shop_counter")
@@ -458,6 +552,9 @@ def play(database: Any) -> Callable[..., None]:
         with database.site(GREENROOM=limits, loop_factory=lambda: Shuffled(seed)) as site:
             site.run(main)
         world.check(database)
+        # Such as that a request left a transaction open.
+        said = [each.getMessage() for each in caplog.records if each.name.startswith("greenroom")]
+        assert said == []
 
     return play
 
@@ -474,6 +571,7 @@ def test_requests_leave_what_they_would_leave_one_by_one(
         max_examples=examples(vendor),
         deadline=None,
         database=None,
+        phases=[Phase.generate, *([Phase.shrink] if PROGRAMS else [])],
         suppress_health_check=list(HealthCheck),
     )
     @given(
