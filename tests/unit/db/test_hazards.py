@@ -55,6 +55,7 @@ from django.db.models.signals import post_save
 
 import greenroom
 from greenroom import logs
+from greenroom.db import sqlite
 from orm import Ask, Pulse, turns
 from project import urls_orm
 from project.shop.models import Counter, Customer
@@ -566,23 +567,70 @@ def test_a_task_that_outlives_its_request(database: Any, placement: str) -> None
 
 
 @pytest.mark.parametrize("vendor", ["sqlite"], indirect=True)
-def test_50_writers_of_sqlite(database: Any, loop_factory: Any) -> None:
-    database.change(OPTIONS={"transaction_mode": "IMMEDIATE", "timeout": 1})
+@pytest.mark.parametrize("where", ["coroutines", "with threads"])
+@pytest.mark.parametrize("how", ["reads and writes", "autocommit"])
+def test_50_writers_of_sqlite(database: Any, loop_factory: Any, how: str, where: str) -> None:
+    """In the order in which they asked, so that none starves. SQLite would refuse the second."""
+    database.change(OPTIONS={"transaction_mode": "IMMEDIATE", "timeout": 0})
     Counter.objects.create(name="a")
+    queue = sqlite._writers_of(database.settings["NAME"])
+    wrote: list[int] = []
 
-    async def view(request: Any) -> None:
-        async with greenroom.atomic():
-            row = await Counter.objects.aget(name="a")
-            await asyncio.sleep(0)
+    def write(number: int) -> None:
+        if how == "autocommit":
+            Counter.objects.filter(name="a").update(value=F("value") + 1)
+            wrote.append(number)
+            return
+        with transaction.atomic():
+            wrote.append(number)
+            row = Counter.objects.get(name="a")
             row.value += 1
-            await row.asave()
+            row.save()
 
-    async def main(ask: Ask) -> None:
-        async with asyncio.timeout(20):
-            await asyncio.gather(*(ask(view) for _ in range(50)))
+    def view_of(number: int) -> Any:
+        async def view(request: Any) -> None:
+            write(number)
 
-    database.run(main, loop_factory=loop_factory)
-    assert Counter.objects.get().value == 50
+        return view if where == "coroutines" or number % 2 else lambda request: write(number)
+
+    async def main(ask: Ask) -> float:
+        async def holder(request: Any) -> None:
+            async with greenroom.atomic():
+                wrote.append(0)
+                row = await Counter.objects.aget(name="a")
+                inside.set()
+                await everybody.wait()
+                row.value += 1
+                await row.asave()
+
+        async def turn() -> None:
+            wrote.clear()
+            inside.clear()
+            everybody.clear()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(ask(holder))
+                await inside.wait()
+                for number in range(1, 50):
+                    plain = where != "coroutines" and number % 2 == 0
+                    group.create_task(ask(view_of(number), pattern="plain" if plain else "call"))
+                    while len(queue._waiting) < number:
+                        await asyncio.sleep(0.001)
+                everybody.set()
+
+        inside, everybody = asyncio.Event(), asyncio.Event()
+        stalls = []
+        for count in range(1, 6):
+            async with asyncio.timeout(20), Pulse() as pulse:
+                await turn()
+            assert wrote == list(range(50))
+            assert (await Counter.objects.aget()).value == 50 * count
+            stalls.append(pulse.longest)
+            if pulse.longest < STALL:
+                break
+        return min(stalls)
+
+    limits = {"DB_MAX_CONNECTIONS": 60}
+    assert database.run(main, loop_factory=loop_factory, threads=30, GREENROOM=limits) < STALL
 
 
 @pytest.mark.parametrize("vendor", ["sqlite"], indirect=True)
