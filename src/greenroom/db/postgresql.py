@@ -268,19 +268,23 @@ class WaitingConnection(psycopg.Connection[Any]):
         if status not in (IDLE, INTRANS):
             return
         names, self.closed_cursors = self.closed_cursors, []
-        with self.lock:
-            if status == INTRANS or len(names) > 1:
-                quoted = ", ".join(f"'{name}'" for name in names)
+        quoted = ", ".join(f"'{name}'" for name in names)
+        try:
+            with self.lock:
+                # One without hold may have ended with its transaction, since it was closed.
                 found = self.wait(
                     self._exec_command(
                         f"SELECT name FROM pg_catalog.pg_cursors WHERE name IN ({quoted})".encode()
                     )
                 )
                 assert found is not None
-                rows = range(found.ntuples)
-                names = [(found.get_value(row, 0) or b"").decode() for row in rows]
-            for name in names:
-                self.wait(self._exec_command(f'CLOSE "{name}"'.encode()))
+                for row in range(found.ntuples):
+                    name = (found.get_value(row, 0) or b"").decode()
+                    self.wait(self._exec_command(f'CLOSE "{name}"'.encode()))
+        except BaseException:
+            # Some may be open: it is cleaned.
+            self.suspect = True
+            raise
 
 
 _OF_PSYCOPG = (

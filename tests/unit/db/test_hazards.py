@@ -23,8 +23,12 @@ a URLconf that queries at its import           here
 bad Host with mail to admins                   test_errors: `test_bad_host_is_logged...`
 a child that waits for its parent's statement  test_atomic
 a task that outlives the response              here; test_cancellation
-a cache client for each request                test_application: `test_one_cache_client...`
-idle greenlets that keep requests              test_ends: `test_nothing_keeps_a_request`
+a cache client for each request                test_application: `test_one_cache_client...`, a
+                                               thread's and the loop's
+idle greenlets that keep requests              test_bridge: `test_nothing_is_left_behind`, by
+                                               their context, result, error or arguments;
+                                               test_ends: `test_nothing_keeps_a_request`, by
+                                               anything else, a cycle included
 50 writers of SQLite                           here
 `i18n_patterns`, resolved before the language  test_application:
 is known                                       `test_i18n_patterns_are_found_...`
@@ -358,6 +362,22 @@ def test_break_out_of_iterator(database: Any, placement: str, in_block: bool) ->
         return found
 
     assert database.request(view, placement) == ["0", "1", "2", "3", "4", "0"]
+
+
+@pytest.mark.parametrize("undone", [False, True])
+def test_a_cursor_that_ended_with_its_transaction_is_not_closed_again(
+    database: Any, placement: str, undone: bool
+) -> None:
+    fill(10)
+
+    async def view(request: Any) -> int:
+        with transaction.atomic():
+            assert len(list(chunked())) == 10
+            transaction.set_rollback(undone)
+        # On the same connection: nothing else was waited for.
+        return Customer.objects.count()
+
+    assert database.request(view, placement) == 10
 
 
 def test_an_iterator_in_a_cycle_is_collected_in_another_request(database: Any) -> None:
