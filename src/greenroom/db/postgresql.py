@@ -439,7 +439,13 @@ class _Watched:
 
     def stream(self, query: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
         with self._watching(query):
-            yield from super().stream(query, *args, **kwargs)  # type: ignore[misc]
+            rows = super().stream(query, *args, **kwargs)  # type: ignore[misc]
+            try:
+                # By `yield from` it would be closed without our shield.
+                for row in rows:  # noqa: UP028
+                    yield row
+            finally:
+                _close_stream(rows)
 
     @contextmanager
     def _watching(self, query: Any) -> Iterator[None]:
@@ -449,6 +455,21 @@ class _Watched:
             yield
         finally:
             self._conn.watched -= 1
+
+
+def _close_stream(rows: Any) -> None:
+    """psycopg cancels one that is left before its end, and waits for that.
+
+    It is left by a generator that is dropped, from which nothing can be raised.
+    """
+    try:
+        bridge.shielded(rows.close)
+    except asyncio.CancelledError as exc:
+        # Again, and counted once: where the task next waits.
+        task = asyncio.current_task()
+        assert task is not None
+        task.uncancel()
+        task.cancel(*exc.args)
 
 
 class _ServerSide(_Watched):
