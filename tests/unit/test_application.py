@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context
 from typing import Any
 from wsgiref.util import FileWrapper
 from wsgiref.validate import validator
@@ -359,11 +360,16 @@ def test_no_place_is_answered_503() -> None:
 def test_one_cache_client_per_thread() -> None:
     """Each request has a context of its own, and no new client for it."""
 
-    async def main(site: Site) -> set[str]:
-        return {(await site.ask("/cache/")).text for _ in range(100)}
+    async def main(site: Site) -> None:
+        for _ in range(100):
+            await site.ask("/cache/")
 
+    views.cache_clients.clear()
     with Site("auto", threads=1) as site:
-        assert len(site.run(main)) == 1
+        site.run(main)
+    assert len(views.cache_clients) == 100
+    assert len(set(map(id, views.cache_clients))) == 1
+    views.cache_clients.clear()
 
 
 def test_cache_clients_stay_django_s_elsewhere() -> None:
@@ -376,14 +382,16 @@ def test_cache_clients_stay_django_s_elsewhere() -> None:
 
 
 def test_one_cache_client_on_the_loop() -> None:
-    async def main(site: Site) -> int:
-        async def client() -> int:
-            return id(caches["default"])
+    async def main(site: Site) -> list[Any]:
+        async def client() -> Any:
+            return caches["default"]
 
-        return len({await asyncio.create_task(client()) for _ in range(5)})
+        # Not one that they have from what ran before.
+        return [await asyncio.create_task(client(), context=Context()) for _ in range(100)]
 
     with Site("auto") as site:
-        assert site.run(main) == 1
+        clients = site.run(main)
+    assert len(set(map(id, clients))) == 1
 
 
 def test_i18n_patterns_are_found_after_the_hint() -> None:
