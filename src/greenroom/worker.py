@@ -35,6 +35,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 from gunicorn import SERVER
@@ -376,7 +377,7 @@ class Worker(base.Worker):  # type: ignore[misc]
             _config(cfg, options),
             self.home,
             self.log,
-            Hooks(before=self._before, after=self._after, tick=self._tick),
+            self._hooks(),
             context,
         )
         if not self.alive:
@@ -439,15 +440,18 @@ class Worker(base.Worker):  # type: ignore[misc]
         if not self.alive:
             self._stop()
 
-    def _before(self, request: Request) -> None:
-        self.cfg.pre_request(self, request)
+    def _hooks(self) -> Hooks:
+        # Read once: `cfg` looks every setting up.
+        post_request = self.cfg.post_request
 
-    def _after(self, request: Request, environ: Environ, response: Response) -> None:
-        self.nr += 1
-        if self.nr >= self.max_requests and self.alive:
-            self.log.info("Autorestarting worker after current request.")
-            self._stop()
-        self.cfg.post_request(self, request, environ, response)
+        def after(request: Request, environ: Environ, response: Response) -> None:
+            self.nr += 1
+            if self.nr >= self.max_requests and self.alive:
+                self.log.info("Autorestarting worker after current request.")
+                self._stop()
+            post_request(self, request, environ, response)
+
+        return Hooks(before=partial(self.cfg.pre_request, self), after=after, tick=self._tick)
 
     # The end.
 

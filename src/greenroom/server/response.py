@@ -63,7 +63,9 @@ _HOP_BY_HOP = frozenset(
         "upgrade",
     }
 )
-# name of a field -> its lower-case form; checked once.
+_LOOKED_AT = _HOP_BY_HOP | {"content-length"}
+# Checked once: a status -> its code; the name of a field -> its lower-case form.
+_statuses: dict[str, int] = {}
 _checked: dict[str, str] = {}
 _MAX_CHECKED = 1024
 
@@ -130,6 +132,7 @@ class Response:
     __slots__ = (
         "_burst",
         "_connection",
+        "_names",
         "_omits_body",
         "_remaining",
         "chunked",
@@ -159,6 +162,8 @@ class Response:
         self.sent = 0
         # The connection may be another request's by now.
         self.over = False
+        # Of the fields, in lower case.
+        self._names: set[str] = set()
         self._remaining: int | None = None
         self._omits_body = False
         self._burst = 0
@@ -182,25 +187,26 @@ class Response:
             )
         if not isinstance(status, str):
             raise ApplicationError(f"The status must be a str, not {type(status).__name__}.")
-        match = _STATUS.fullmatch(status)
-        if match is None:
-            raise ApplicationError(f"Invalid status: {status!r}")
+        code = _statuses.get(status) or _check_status(status)
         self._take(headers)
         self.status = status
-        self.status_code = int(match[1])
+        self.status_code = code
         return self.write
 
     def _take(self, headers: list[tuple[str, str]]) -> None:
+        headers = list(headers)
+        _check_values(headers)
         kept: list[tuple[str, str]] = []
+        names: set[str] = set()
         length: int | None = None
         must_close = False
         for name, value in headers:
-            lower = _check_field(name, value)
-            if lower in _HOP_BY_HOP:
-                if lower == "connection" and "close" in value.lower():
-                    must_close = True
-                continue
-            if lower == "content-length":
+            lower = _checked.get(name) or _check_name(name)
+            if lower in _LOOKED_AT:
+                if lower in _HOP_BY_HOP:
+                    if lower == "connection" and "close" in value.lower():
+                        must_close = True
+                    continue
                 digits = value.strip(" \t")
                 if not (digits.isascii() and digits.isdigit()) or (
                     length is not None and length != int(digits)
@@ -209,8 +215,10 @@ class Response:
                 if length is not None:
                     continue
                 length = int(digits)
+            names.add(lower)
             kept.append((name, value))
         self.headers = kept
+        self._names = names
         self.response_length = length
         self.must_close = must_close
 
@@ -220,34 +228,14 @@ class Response:
             raise ApplicationError("write() was called after the end of its answer.")
         await_(self.send(data))
 
-    def early_hints(self, headers: Iterable[tuple[str | bytes, str | bytes]]) -> None:
-        """`wsgi.early_hints`, as gunicorn has it: send these fields ahead of the answer.
-
-        To be called on a thread or on the loop; it never waits. Nothing is sent to
-        HTTP/1.0, once the answer has begun, or to a client that is slow to read. What
-        frames a message is left out. Raises `ApplicationError` for what must not be sent.
-        """
-        lines = ["HTTP/1.1 103 Early Hints\r\n"]
-        for each in headers:
-            name, value = (
-                part.decode("latin-1") if isinstance(part, bytes) else part for part in each
-            )
-            lower = _check_field(name, value)
-            if lower not in _HOP_BY_HOP and lower != "content-length":
-                lines.append(f"{name}: {value}\r\n")
-        lines.append("\r\n")
-        data = "".join(lines).encode("latin-1")
-        if self.request.version < (1, 1):
-            return
-        loop = self._connection.server.loop
-        if asyncio._get_running_loop() is loop:
-            self._hint(data)
-        else:
-            loop.call_soon_threadsafe(self._hint, data)
-
-    def _hint(self, data: bytes) -> None:
+    def hint(self, data: bytes) -> None:
+        """Send an informational answer ahead of this one, if that can still be done."""
         if not (self.over or self.headers_sent or self._connection.write_paused):
             self._connection.write(data)
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        return self._connection.server.loop
 
     # How a body is sent. All that follows belongs to the loop.
 
@@ -404,13 +392,70 @@ class Response:
             lines.append("Connection: close\r\n")
         elif request.version == (1, 0):
             lines.append("Connection: keep-alive\r\n")
-        names = connection.server.standard_fields
-        seen = {name.lower() for name, _ in headers}
-        lines += [line for name, line in names.items() if name not in seen]
+        for name, line in connection.server.standard_fields.items():
+            if name not in self._names:
+                lines.append(line)
         lines += [f"{name}: {value}\r\n" for name, value in headers]
         lines.append("\r\n")
         self.headers_sent = True
         return "".join(lines).encode("latin-1")
+
+
+class EarlyHints:
+    """`wsgi.early_hints`, as gunicorn has it: send these fields ahead of the answer.
+
+    To be called on a thread or on the loop; it never waits. Nothing is sent to
+    HTTP/1.0, once the answer has begun, or to a client that is slow to read. What
+    frames a message is left out. Raises `ApplicationError` for what must not be sent.
+    """
+
+    __slots__ = ("response",)
+
+    def __init__(self, response: Response) -> None:
+        # None when the answer has ended. Django's requests are part of reference cycles,
+        # and have the environ: the answer must not wait with them for the collector.
+        self.response: Response | None = response
+
+    def __call__(self, headers: Iterable[tuple[str | bytes, str | bytes]]) -> None:
+        lines = ["HTTP/1.1 103 Early Hints\r\n"]
+        for each in headers:
+            name, value = (
+                part.decode("latin-1") if isinstance(part, bytes) else part for part in each
+            )
+            lower = _check_field(name, value)
+            if lower not in _HOP_BY_HOP and lower != "content-length":
+                lines.append(f"{name}: {value}\r\n")
+        lines.append("\r\n")
+        data = "".join(lines).encode("latin-1")
+        response = self.response
+        if response is None or response.request.version < (1, 1):
+            return
+        loop = response.loop
+        if asyncio._get_running_loop() is loop:
+            response.hint(data)
+        else:
+            loop.call_soon_threadsafe(response.hint, data)
+
+
+def _check_status(status: str) -> int:
+    match = _STATUS.fullmatch(status)
+    if match is None:
+        raise ApplicationError(f"Invalid status: {status!r}")
+    code = int(match[1])
+    if len(_statuses) < _MAX_CHECKED:
+        _statuses[status] = code
+    return code
+
+
+def _check_values(headers: list[tuple[str, str]]) -> None:
+    """Check all values at once; if one isn't good, say which."""
+    try:
+        good = _VALUE.fullmatch("".join([value for _, value in headers]))
+    except TypeError:
+        good = None
+    if good is None:
+        for name, value in headers:
+            _check_field(name, value)
 
 
 def _check_field(name: Any, value: Any) -> str:
