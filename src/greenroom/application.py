@@ -183,13 +183,16 @@ class AsyncDjangoApplication(Application):
         if environ.get("wsgi.async"):
             home = loops.current()
             if home is not None:
-                return self._on_loop(home, environ, start_response)
+                state = home.state.get(self, _UNSET)
+                if state is _UNSET:
+                    return self._begin_on_loop(home, environ, start_response)
+                return _WSGIExchange(self, environ, state).answer(home, start_response)
         if bridge.thread_wait() is not None:
             # A plain WSGI wrapper was called on a thread of the worker.
             return self._plainly(environ, start_response)
         return loops.background().threads.adopt(self._plainly, environ, start_response)
 
-    async def _on_loop(
+    async def _begin_on_loop(
         self, home: loops.Home, environ: Environ, start_response: StartResponse
     ) -> Any:
         state = await self.state_of(home)
@@ -254,8 +257,10 @@ class _WSGIExchange(Exchange):
         return get_path_info(self.environ) or "/"
 
     def begin(self) -> None:
-        with contextlib.suppress(UnicodeDecodeError):  # which the request raises again
+        try:  # noqa: SIM105 - suppress() takes a microsecond
             set_script_prefix(get_script_name(self.environ))
+        except UnicodeDecodeError:
+            pass  # The request raises it again.
         signals.request_started.send(sender=type(self.application), environ=self.environ)
 
     def make_request(self) -> HttpRequest:

@@ -172,7 +172,7 @@ class Exchange(ABC):
             request.lifespan = self.state  # type: ignore[attr-defined]
             if self.on_loop:
                 setattr(request, handler.ON_LOOP, True)
-            handler.set_hint(request, self.path_info, self.match)
+            application.handler.set_hint(request, self.path_info, self.match)
             response = application.handler.get_response(request)
             self.source = handler.forget(request)
         self.response = response
@@ -180,13 +180,9 @@ class Exchange(ABC):
         self.status = f"{response.status_code} {response.reason_phrase}"
         code = response.status_code
         self.omits_body = self.method == "HEAD" or code in (204, 304)
-        self.headers = [
-            *response.items(),
-            *(
-                ("Set-Cookie", cookie.output(header="").strip())
-                for cookie in response.cookies.values()
-            ),
-        ]
+        self.headers = [*response.items()]
+        for cookie in response.cookies.values():
+            self.headers.append(("Set-Cookie", cookie.output(header="").strip()))
         return response
 
     def fields(self) -> list[tuple[str, str]]:

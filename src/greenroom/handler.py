@@ -39,7 +39,6 @@ from django.http.response import HttpResponseBase
 from django.urls import ResolverMatch, get_resolver, set_urlconf
 from django.utils.log import log_response
 from django.utils.module_loading import import_string
-from django.utils.translation import get_language
 
 from . import conf
 from .bridge import await_, in_bridge, run
@@ -136,13 +135,19 @@ class Handler(BaseHandler):
             )
         return response
 
+    def set_hint(self, request: HttpRequest, path_info: str, match: ResolverMatch | None) -> None:
+        """Spare the request a second look-up of its view, if nothing changes before it."""
+        if match is not None:
+            setattr(request, _HINT, (path_info, self.judge.language(), match))
+
     def resolve_request(self, request: HttpRequest) -> ResolverMatch:
         """The match for the request, which the placement has perhaps found already."""
         hint = request.__dict__.pop(_HINT, None)
         if (
             hint is not None
             and not hasattr(request, "urlconf")
-            and hint[:2] == (request.path_info, get_language())
+            and hint[0] == request.path_info
+            and hint[1] == self.judge.language()
         ):
             match: ResolverMatch = hint[2]
             request.resolver_match = match
@@ -214,12 +219,6 @@ class Handler(BaseHandler):
             return answer
 
 
-def set_hint(request: HttpRequest, path_info: str, match: ResolverMatch | None) -> None:
-    """Spare the request a second look-up of its view, if nothing changes before it."""
-    if match is not None:
-        setattr(request, _HINT, (path_info, get_language(), match))
-
-
 def find(path_info: str) -> ResolverMatch:
     """The match for a path in the project's URLconf. Raises `Resolver404`."""
     return get_resolver(settings.ROOT_URLCONF).resolve(path_info)
@@ -239,14 +238,14 @@ def closes_at_once(request: HttpRequest | None, response: HttpResponseBase | Non
     if request is None or request.__dict__.get("_files"):
         return False
     response = response or request.__dict__.get(_RESPONSE)
-    return not isinstance(response, HttpResponseBase) or (
-        type(response).close is HttpResponseBase.close
-        and _closes_at_once(request)
-        and all(
-            getattr(closer, "__self__", None) is request
-            for closer in response._resource_closers  # type: ignore[attr-defined]
-        )
-    )
+    if not isinstance(response, HttpResponseBase):
+        return True
+    if type(response).close is not HttpResponseBase.close or not _closes_at_once(request):
+        return False
+    for closer in response._resource_closers:  # type: ignore[attr-defined]
+        if getattr(closer, "__self__", None) is not request:
+            return False
+    return True
 
 
 def _closes_at_once(request: HttpRequest) -> bool:

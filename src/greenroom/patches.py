@@ -73,6 +73,8 @@ private, relied on                     for
 `Signal.receivers`
 `StreamingHttpResponse._iterator`      to close a coroutine view's generator
 `HttpResponseBase._resource_closers`   as Django's own handlers do
+`RoutePattern._route`,                 whether a pattern is translated
+`RegexPattern._regex`
 `BaseHandler._view_middleware` …       as Django's own handlers do
 `SyncToAsync.thread_handler`           how the function that asgiref submits is found
 `_ThreadCriticalLocal._storage`        the wrappers of a thread, to use them from

@@ -36,8 +36,9 @@ from django.db import connections
 from django.template import TemplateDoesNotExist
 from django.template.loader import get_template
 from django.urls import URLPattern, URLResolver, get_resolver
-from django.urls.resolvers import RoutePattern
+from django.urls.resolvers import RegexPattern, RoutePattern
 from django.utils.module_loading import import_string
+from django.utils.translation import get_language
 from django.utils.version import get_version_tuple
 
 from . import conf, integrations
@@ -87,6 +88,12 @@ ON_LOOP = Placement(on_loop=True, coroutine=True, reason="")
 
 def is_coroutine_view(view: Any) -> bool:
     """Whether a call of `view` yields an awaitable, as far as can be seen before it."""
+    if type(view) is FunctionType:
+        # Most of them are told here, without the two microseconds of `iscoroutinefunction`.
+        if view.__code__.co_flags & inspect.CO_COROUTINE:
+            return True
+        if not view.__dict__:
+            return _yields(view)
     if iscoroutinefunction(view):
         return True
     while isinstance(view, partial):
@@ -119,6 +126,7 @@ class Judge:
         self._key: object = None
         self._reasons: list[str] = []
         self._unknown_patterns: list[str] = []
+        self._by_language = True
         # Of views that an integration describes, by settings and method.
         self._described: WeakKeyDictionary[Any, dict[Any, tuple[bool, list[str]]]]
         self._described = WeakKeyDictionary()
@@ -145,6 +153,9 @@ class Judge:
         """Whether it is a coroutine view, and what of itself holds it on a thread."""
         if is_coroutine_view(view):
             return True, self.of_view(view)
+        if type(view) is FunctionType and not view.__dict__:
+            # No decorator, class or framework made it.
+            return False, []
         if _awaits(view):
             return True, [*self.of_view(view), "the view is a @sync_view"]
         described = integrations.describe(view, method)
@@ -164,19 +175,20 @@ class Judge:
 
     def surroundings(self) -> list[str]:
         """What holds every view on a thread. Empty if all around it is loop-safe."""
-        key = (
-            conf.settings(),
-            _receivers_key(),
-            django_settings.ROOT_URLCONF,
-            len(self._urlconfs),
-        )
+        root = django_settings.ROOT_URLCONF
+        started, finished = request_started.receivers, request_finished.receivers
+        key = (conf.settings(), root, len(self._urlconfs), started, finished)
         if key != self._key:
+            # With the receivers, or the weak references to them: ids are used again. In
+            # copies, since Django adds to its lists.
+            key = (*key[:3], list(started), list(finished))
             self._unknown_patterns = [
                 reason
-                for urlconf in (django_settings.ROOT_URLCONF, *self._urlconfs)
+                for urlconf in (root, *self._urlconfs)
                 for reason in unknown_patterns(urlconf)
             ]
             self._reasons = [*self._judge(), *self._unknown_patterns]
+            self._by_language = any(map(_may_know_language, _url_code(get_resolver(root))))
             self._key = key
         return self._reasons
 
@@ -184,6 +196,10 @@ class Judge:
         """Whether a view may be looked up on the loop, in all URLconfs seen so far."""
         self.surroundings()
         return not self._unknown_patterns
+
+    def language(self) -> str | None:
+        """The active language, if what a path leads to may depend on it."""
+        return get_language() if self._by_language else None
 
     def is_new(self, urlconf: Any) -> bool:
         """Whether it is a URLconf that was not seen yet."""
@@ -395,6 +411,15 @@ def _url_code(resolver: URLResolver) -> Iterator[Any]:
             yield from _url_code(entry)
 
 
+def _may_know_language(code: Any) -> bool:
+    """Whether a pattern or converter may work otherwise in another language."""
+    if type(code) is RoutePattern:
+        return not isinstance(code._route, str)  # type: ignore[attr-defined]
+    if type(code) is RegexPattern:
+        return not isinstance(code._regex, str)  # type: ignore[attr-defined]
+    return type(code).__module__ != "django.urls.converters"
+
+
 def views(
     resolver: URLResolver | None = None, prefix: str = "", name: str = ""
 ) -> Iterator[tuple[str, str, Any]]:
@@ -407,12 +432,6 @@ def views(
         else:
             inner = f"{name}{entry.namespace}:" if entry.namespace else name
             yield from views(entry, route, inner)
-
-
-def _receivers_key() -> list[Any]:
-    """Changes when a receiver of the request signals is connected or disconnected."""
-    # With the receivers, or the weak references to them: ids are used again.
-    return [entry[:2] for entry in (*request_started.receivers, *request_finished.receivers)]
 
 
 def _plain_receivers(signal: Any, sender: Any) -> list[Any]:

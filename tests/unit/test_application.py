@@ -394,6 +394,18 @@ def test_one_cache_client_on_the_loop() -> None:
     assert len(set(map(id, clients))) == 1
 
 
+@pytest.mark.parametrize("path", ["/route/", "/pattern/"])
+def test_a_translated_path_is_looked_up_in_the_language_of_the_request(path: str) -> None:
+    """What was found before `LocaleMiddleware` is not what the path means after it."""
+    with Site(
+        "auto",
+        middleware=("django.middleware.locale.LocaleMiddleware",),
+        ROOT_URLCONF="project.urls_translated",
+    ) as site:
+        assert site.get(path, HTTP_ACCEPT_LANGUAGE="en").text == "there en"
+        assert site.get(path, HTTP_ACCEPT_LANGUAGE="de").text == "here de"
+
+
 def test_i18n_patterns_are_found_after_the_hint() -> None:
     """``/de/…`` is not found before `LocaleMiddleware`: the placement falls back."""
     with Site(

@@ -191,19 +191,14 @@ class Exchange:
         if _is_awaitable(body):
             body = await body
         try:
-            if not await self._send_whole(body):
+            if hasattr(body, "__len__"):
+                self.response.complete(_join(body))
+                if self.connection.write_paused:
+                    await self.connection.drained()
+            elif not (isinstance(body, FileWrapper) and await self.response.send_file(body)):
                 await self._send_items(body)
-            elif self.connection.write_paused:
-                await self.connection.drained()
         finally:
             await self._close(body)
-
-    async def _send_whole(self, body: Any) -> bool:
-        response = self.response
-        if hasattr(body, "__len__"):
-            response.complete(_join(body))
-            return True
-        return isinstance(body, FileWrapper) and await response.send_file(body)
 
     async def _send_items(self, body: Any) -> None:
         send = self.response.send

@@ -152,8 +152,12 @@ def parse(request: Request, head: bytes, config: Config, base: Environ, trusted:
     request.scheme = environ["wsgi.url_scheme"]
     script_name = _fields(request, environ, config, trusted)
     _target(request, environ)
-    _names_of_server(request, environ)
-    _script_name(request, environ, config, script_name if trusted else None)
+    if not environ["SERVER_NAME"]:
+        _name_server(request, environ)
+    if trusted and script_name is not None and "SCRIPT_NAME" in config.forwarder_headers:
+        _script_name(request, environ, script_name)
+    elif config.script_name:
+        _script_name(request, environ, config.script_name)
     return environ
 
 
@@ -322,10 +326,8 @@ def _unquote(path: str) -> str:
     return unquote_to_bytes(path).decode("latin-1") if "%" in path else path
 
 
-def _names_of_server(request: Request, environ: Environ) -> None:
+def _name_server(request: Request, environ: Environ) -> None:
     """On a Unix socket the server has no name but the one it was asked by."""
-    if environ["SERVER_NAME"]:
-        return
     name, port = environ.get("HTTP_HOST", ""), ""
     if not name.endswith("]"):
         head, colon, tail = name.rpartition(":")
@@ -335,12 +337,7 @@ def _names_of_server(request: Request, environ: Environ) -> None:
     environ["SERVER_PORT"] = port or ("443" if request.scheme == "https" else "80")
 
 
-def _script_name(request: Request, environ: Environ, config: Config, told: str | None) -> None:
-    prefix = config.script_name
-    if told is not None and "SCRIPT_NAME" in config.forwarder_headers:
-        prefix = told
-    if not prefix:
-        return
+def _script_name(request: Request, environ: Environ, prefix: str) -> None:
     path = request.path
     if not path.startswith(prefix):
         raise PeerError(500, "the path doesn't start with SCRIPT_NAME")
