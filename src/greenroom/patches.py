@@ -138,6 +138,7 @@ from django.utils import asyncio as django_asyncio
 from . import bridge, user_code
 from .crossing import Calls
 from .db import borrow, route, transaction
+from .integrations import when_imported
 
 # Whose coroutine functions are ``await sync_to_async(self.…)(…)``.
 WITH_A_CALLS = (models_base, models_query, related_descriptors)
@@ -173,13 +174,21 @@ def _apply_database() -> None:
     for module in WITH_A_CALLS:
         module.sync_to_async = route.sync_to_async  # type: ignore[attr-defined]
     bridge.set_fallback(borrow.wait)
-    try:
-        from psycopg import waiting
+    # Not before: with another engine psycopg may be missing, or would take 10 MB for nothing.
+    when_imported("psycopg", _apply_psycopg)
 
-        from .db import postgresql
-    except ImportError:
-        return
-    waiting.wait_conn = partial(postgresql.wait_conn, waiting.wait_conn)
+
+def _apply_psycopg(psycopg: Any) -> None:
+    psycopg.waiting.wait_conn = partial(_wait_conn, psycopg.waiting.wait_conn)
+
+
+def _wait_conn(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not bridge.in_bridge():
+        return original(*args, **kwargs)
+    # It imports Django's backend, which may be what imports psycopg.
+    from .db import postgresql
+
+    return postgresql.wait_conn(original, *args, **kwargs)
 
 
 def can_await() -> bool:

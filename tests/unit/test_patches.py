@@ -283,3 +283,24 @@ connection.close()
 """
     root = __file__.rpartition("/unit/")[0]
     subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=root, check=True, timeout=60)
+
+
+def test_psycopg_is_not_loaded_for_another_engine() -> None:
+    pytest.importorskip("psycopg")
+    code = """
+import sys
+from django.conf import settings
+settings.configure(
+    INSTALLED_APPS=["greenroom"],
+    ROOT_URLCONF="project.urls_i18n",
+    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "none.sqlite3"}},
+)
+import greenroom
+greenroom.get_wsgi_application()
+assert "psycopg" not in sys.modules
+# It imports psycopg while it is being imported itself.
+import django.db.backends.postgresql.base
+assert sys.modules["psycopg"].waiting.wait_conn.func.__module__ == "greenroom.patches"
+"""
+    root = __file__.rpartition("/unit/")[0]
+    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=root, check=True, timeout=60)
