@@ -256,7 +256,10 @@ class Exchange(ABC):
             try:
                 self._end()
             finally:
-                tidy_connections()
+                scope = self.scope
+                # Most have used no database: then there is nothing to look for.
+                if scope is None or not scope.own or scope.wrappers:
+                    tidy_connections()
         finally:
             ended = self._thread_ended
             if ended is not None:
