@@ -192,16 +192,14 @@ class Handler(BaseHandler):
 
     def _call_view(self, view: Any, request: HttpRequest, args: Any, kwargs: Any) -> Any:
         if not in_bridge():
-            return _as_plain_view(view)(request, *args, **kwargs)
-        if not self.judge.fits_loop(view, request.method):
+            call = _call_on_thread
+        elif self.judge.fits_loop(view, request.method):
+            call = _call_on_loop
+        else:
             return off_loop(self._call_view, view, request, args, kwargs)
-
-        def plain() -> Any:
-            return _settle(view, view(request, *args, **kwargs))
-
         for alias in atomic_aliases(view):
-            plain = transaction.atomic(using=alias)(plain)
-        return plain()
+            call = transaction.atomic(using=alias)(call)
+        return call(view, request, args, kwargs)
 
     def _render(self, request: HttpRequest, response: Any) -> Any:
         for hook in self._template_response_middleware:
@@ -339,32 +337,31 @@ def _as_function(fn: Any) -> Any:
     return plain
 
 
-def _as_plain_view(view: Any) -> Any:
-    """A view of any kind as a plain function for a thread, with its transactions."""
+def _call_on_loop(view: Any, request: HttpRequest, args: Any, kwargs: Any) -> Any:
+    return _settle(view, view(request, *args, **kwargs))
 
-    async def call(request: HttpRequest, args: Any, kwargs: Any) -> Any:
-        return _settle(view, view(request, *args, **kwargs))
 
-    def plain(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
-        # A class's dispatch() is plain code around its coroutine, and may refuse the request.
-        if is_coroutine_view(view) and not hasattr(view, "view_class"):
-            # Called on the loop, which what it makes may want already.
-            return await_(call(request, args, kwargs))
-        try:
-            result = view(request, *args, **kwargs)
-        except RuntimeError as exc:
-            if str(exc).startswith(("no running event loop", "There is no current event loop")):
-                raise ViewError(
-                    f"The view {_name(view)} wants the running event loop, but as a plain "
-                    "function it runs on a thread. If it returns an awaitable, mark it with "
-                    "asgiref.sync.markcoroutinefunction; otherwise make it `async def`."
-                ) from exc
-            raise
-        return _settle(view, result)
+def _call_on_thread(view: Any, request: HttpRequest, args: Any, kwargs: Any) -> Any:
+    """The answer of a view of any kind."""
+    # A class's dispatch() is plain code around its coroutine, and may refuse the request.
+    if is_coroutine_view(view) and not hasattr(view, "view_class"):
+        # Called on the loop, which what it makes may want already.
+        return await_(_call(view, request, args, kwargs))
+    try:
+        result = view(request, *args, **kwargs)
+    except RuntimeError as exc:
+        if str(exc).startswith(("no running event loop", "There is no current event loop")):
+            raise ViewError(
+                f"The view {_name(view)} wants the running event loop, but as a plain "
+                "function it runs on a thread. If it returns an awaitable, mark it with "
+                "asgiref.sync.markcoroutinefunction; otherwise make it `async def`."
+            ) from exc
+        raise
+    return _settle(view, result)
 
-    for alias in atomic_aliases(view):
-        plain = transaction.atomic(using=alias)(plain)
-    return plain
+
+async def _call(view: Any, request: HttpRequest, args: Any, kwargs: Any) -> Any:
+    return _call_on_loop(view, request, args, kwargs)
 
 
 def _settle(view: Any, result: Any) -> Any:

@@ -40,6 +40,7 @@ from typing import Any, NoReturn
 
 from gunicorn import SERVER
 from gunicorn.arbiter import Arbiter
+from gunicorn.glogging import Logger
 from gunicorn.http.wsgi import WSGIErrorsWrapper
 from gunicorn.util import parse_address
 from gunicorn.workers import base
@@ -451,7 +452,12 @@ class Worker(base.Worker):  # type: ignore[misc]
                 self._stop()
             post_request(self, request, environ, response)
 
-        return Hooks(before=partial(self.cfg.pre_request, self), after=after, tick=self._tick)
+        return Hooks(
+            before=partial(self.cfg.pre_request, self),
+            after=after,
+            tick=self._tick,
+            accesses=_logs_accesses(self.log),
+        )
 
     # The end.
 
@@ -517,6 +523,14 @@ def _unknown_settings(cfg: Any) -> list[str]:
         for name, setting in sorted(cfg.settings.items())
         if name not in known and setting.get() != type(setting)().get()
     ]
+
+
+def _logs_accesses(log: Any) -> bool:
+    """False for gunicorn's own logger without an access log, which would drop each record.
+
+    Older gunicorns don't say.
+    """
+    return type(log).access is not Logger.access or getattr(log, "access_log_enabled", True)
 
 
 def _options(app: Any) -> Mapping[str, Any]:

@@ -74,11 +74,12 @@ def _nothing(*args: Any) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What the worker wants to be told."""
+    """What the worker wants to be told; `accesses`: whether its log wants each request."""
 
     before: Callable[[Request], object] = _nothing
     after: Callable[[Request, Environ, Response], object] = _nothing
     tick: Callable[[], object] = _nothing
+    accesses: bool = True
 
 
 class Server:
@@ -295,6 +296,8 @@ class Server:
     def _access(
         self, response: Response, request: Request, environ: Environ, started: float
     ) -> None:
+        if not self.hooks.accesses:
+            return
         try:
             self.log.access(
                 response, request, environ, timedelta(seconds=self.loop.time() - started)

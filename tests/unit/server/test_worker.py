@@ -9,8 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from gunicorn.config import Config
+from gunicorn.glogging import Logger
 
-from greenroom.worker import SettingError, _bind, _name, _options, _sockets
+from greenroom.worker import SettingError, _bind, _logs_accesses, _name, _options, _sockets
 
 
 @pytest.fixture
@@ -80,3 +82,20 @@ def test_another_is_refused_by_name(bound: list[Any]) -> None:
         _sockets(bound[1:2], _bind(_name(bound[1].sock)))
     with pytest.raises(SettingError, match="is no address"):
         _sockets(bound, "127.0.0.1:http")
+
+
+class Counting(Logger):
+    def access(self, *args: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("kind", [Logger, Counting])
+@pytest.mark.parametrize("accesslog", [None, "-"])
+def test_only_gunicorns_own_logger_without_an_access_log_is_left_alone(
+    kind: type[Logger], accesslog: str | None
+) -> None:
+    config = Config()
+    config.set("accesslog", accesslog)
+    log = kind(config)
+    silent = kind is Logger and accesslog is None and hasattr(Logger, "access_log_enabled")
+    assert _logs_accesses(log) is not silent
