@@ -22,6 +22,7 @@ from greenroom.bridge import await_
 from greenroom.errors import ApplicationError
 from greenroom.loops import Home
 from greenroom.server import Config, Server
+from greenroom.server.response import Response
 from greenroom.threads import Threads
 
 PROFILE = settings(
@@ -425,6 +426,28 @@ def test_nothing_is_written_into_the_next_answer(harness: Any, where: str) -> No
     assert b"injected" not in raw
     assert b"103" not in raw
     assert len(errors) == 1
+
+
+def test_an_environ_that_is_kept_does_not_keep_the_answer(harness: Any) -> None:
+    """Django's requests wait for the garbage collector, and have the environ."""
+    kept: list[Any] = []
+
+    async def app(environ: Any, start_response: Any) -> list[bytes]:
+        kept.append(environ)
+        start_response("200 OK", [])
+        return [b"x"]
+
+    async def main() -> None:
+        at = harness(app)
+        connection, transport = at.connect()
+        connection.data_received(LAST)
+        await until(lambda: transport.closed.is_set())
+        await at.aclose()
+
+    asyncio.run(main())
+    gc.collect()
+    assert kept
+    assert not [each for each in gc.get_objects() if type(each) is Response]
 
 
 def test_what_was_only_announced_takes_no_room(harness: Any, tmp_path: Any) -> None:
