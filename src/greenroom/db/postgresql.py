@@ -142,6 +142,7 @@ class WaitingConnection(psycopg.Connection[Any]):
             self.prepared_max,
         ) = plain
         self._adapters = AdaptersMap(adapters)
+        self.interrupted = False
         self._isolation_level = self._read_only = self._deferrable = None
         self._begin_statement = b""
         self._notice_handlers.clear()
@@ -729,6 +730,8 @@ class PostgreSQL(borrow.Wrapper):
         if autocommit and self.connection.is_in_autocommit():
             # As it is each time that one is lent.
             return
+        # What was cancelled before a transaction has not ended it.
+        self.connection.interrupted = False
         super()._set_autocommit(autocommit)  # type: ignore[misc]
 
     def is_lost(self) -> bool:

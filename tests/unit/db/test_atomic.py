@@ -772,6 +772,24 @@ def test_a_cancellation_that_a_block_swallows_is_no_commit(
     assert names() == hooks == ["kept"]
 
 
+@pytest.mark.parametrize("vendor", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("lease", ["auto", "request"])
+def test_what_was_cancelled_before_a_block_is_not_held_against_it(
+    database: Any, lease: str
+) -> None:
+    """An error that a block swallows stays what it is in plain Django."""
+
+    async def view(request: Any) -> None:
+        with connection.cursor() as cursor, pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):  # noqa: ASYNC100
+                cursor.execute("SELECT pg_sleep(30)")
+        async with greenroom.atomic():
+            with connection.cursor() as cursor, pytest.raises(DatabaseError):
+                cursor.execute("SELECT 1 / 0")
+
+    database.request(view, GREENROOM={"DB_LEASE": lease})
+
+
 # Limits.
 
 
