@@ -128,8 +128,11 @@ class Exchange:
         self._pump: Pump | None = None
         self._started = False
         # Not by loop.create_task: a factory of the application's may begin tasks at
-        # once, while their connection is still busy with the bytes.
-        self._task = asyncio.Task(self._run(), loop=connection.server.loop)
+        # once, while their connection is still busy with the bytes. Not in the current
+        # context: where requests are pipelined that is the one of the request before.
+        self._task = asyncio.Task(
+            self._run(), loop=connection.server.loop, context=connection.server.context.copy()
+        )
         connection.server.exchanges.add(self)
 
     def disconnected(self) -> None:

@@ -26,6 +26,7 @@ import socket
 import ssl
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import timedelta
 from email.utils import formatdate
@@ -98,6 +99,8 @@ class Server:
         self.app_on_loop = runs_on_loop(app)
         self.config = config
         self.loop = home.loop
+        # Each request's is a copy of it.
+        self.context = copy_context()
         self.on_uvloop = type(home.loop).__module__.partition(".")[0] == "uvloop"
         self.threads = home.threads
         self.log = log

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -88,6 +89,31 @@ def test_pipeline_split_anywhere(drive: Any, cuts: list[int]) -> None:
     edges = [0, *sorted(cuts), len(PIPELINE)]
     pieces = [PIPELINE[a:b] for a, b in itertools.pairwise(edges)]
     check_pipeline(drive(echo, *pieces, methods=METHODS))
+
+
+visitor: ContextVar[str] = ContextVar("visitor", default="nobody")
+
+
+def meet(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    """Who was here before, in this context."""
+    before = visitor.get()
+    visitor.set(environ["PATH_INFO"])
+    start_response("200 OK", [])
+    return [before.encode()]
+
+
+async def meet_on_loop(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    await asyncio.sleep(0)
+    return meet(environ, start_response)
+
+
+@pytest.mark.parametrize("app", [meet_on_loop, meet])
+def test_a_pipelined_request_has_a_context_of_its_own(drive: Any, app: Any) -> None:
+    """It is begun where the one before it ends."""
+    requests = [f"GET /{i} HTTP/1.1\r\nHost: h\r\n\r\n".encode() for i in range(3)]
+    last = b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+    driven = drive(app, b"".join([*requests, last]))
+    assert [answer.body for answer in driven.answers] == [b"nobody"] * 4
 
 
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n"
