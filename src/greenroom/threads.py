@@ -211,10 +211,13 @@ class Threads:
         # Not by its arguments, which a thread keeps until it ends.
         inbox: SimpleQueue[Job | Call | None] = SimpleQueue()
         inbox.put(item)
+        thread = threading.Thread(
+            target=self._main, args=(inbox,), name=f"greenroom-{self._made}", daemon=True
+        )
         try:
-            threading.Thread(
-                target=self._main, args=(inbox,), name=f"greenroom-{self._made}", daemon=True
-            ).start()
+            # Tools that trace have a thread go on in the context that started it, to its end:
+            # that is not to be the request's for which there was none yet.
+            Context().run(thread.start)
         except RuntimeError as exc:
             # A limit of the system's. The timer tries again.
             self._made -= 1

@@ -358,6 +358,25 @@ def test_no_thread_can_be_started(
     assert "can't start new thread" in caplog.text
 
 
+def test_a_thread_is_started_for_no_request(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sentry's SDK and OpenTelemetry give a new thread the context that started it."""
+    start = threading.Thread.start
+    seen = []
+
+    def traced(self: threading.Thread) -> None:
+        seen.append(var.get())
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", traced)
+
+    async def main(pool: Threads) -> None:
+        var.set("a request's")
+        assert await pool.run(var.get) == "a request's"
+
+    go(main)
+    assert seen == [None]
+
+
 def test_an_error_of_ours_costs_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: Any) -> None:
         raise MemoryError
