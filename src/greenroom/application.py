@@ -29,6 +29,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.handlers.wsgi import WSGIRequest, get_path_info, get_script_name
 from django.db import connections
 from django.http import HttpRequest
+from django.http.response import HttpResponseBase
 from django.urls import set_script_prefix
 from django.utils.module_loading import import_string
 
@@ -38,6 +39,7 @@ from .bridge import await_
 from .db import borrow, selftest
 from .errors import PeerError
 from .exchange import Exchange, StartResponse
+from .integrations import sentry
 from .placement import views
 
 Environ = dict[str, Any]
@@ -190,7 +192,9 @@ class AsyncDjangoApplication(Application):
         if bridge.thread_wait() is not None:
             # A plain WSGI wrapper was called on a thread of the worker.
             return self._plainly(environ, start_response)
-        return loops.background().threads.adopt(self._plainly, environ, start_response)
+        # What the server's thread iterates over and closes later has the scope, too.
+        plainly = sentry.wrapped(self._plainly)
+        return loops.background().threads.adopt(plainly, environ, start_response)
 
     async def _begin_on_loop(
         self, home: loops.Home, environ: Environ, start_response: StartResponse
@@ -252,6 +256,9 @@ class _WSGIExchange(Exchange):
     @property
     def name(self) -> str:
         return f"{self.method} {self.environ.get('PATH_INFO', '')!r}"
+
+    def respond(self) -> HttpResponseBase:
+        return sentry.traced(super().respond, self.environ, lambda: (self.status, self.headers))
 
     def find_path(self) -> str:
         return get_path_info(self.environ) or "/"

@@ -29,14 +29,14 @@ from typing import Any, ParamSpec, TypeVar
 from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured, MiddlewareNotUsed
+from django.core.handlers import exception
 from django.core.handlers.asgi import ASGIRequest
 from django.core.handlers.base import BaseHandler
-from django.core.handlers.exception import response_for_exception
 from django.core.signals import request_finished
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
-from django.urls import ResolverMatch, get_resolver, set_urlconf
+from django.urls import ResolverMatch, get_resolver
 from django.utils.log import log_response
 from django.utils.module_loading import import_string
 
@@ -116,24 +116,10 @@ class Handler(BaseHandler):
         self._view_middleware.reverse()
         self.judge = Judge(used[::-1], self._sender)
         # Set last: Django takes it for the sign that all is loaded.
-        self._middleware_chain = handler
+        self._middleware_chain = _logged(handler)
 
-    def get_response(self, request: HttpRequest) -> HttpResponseBase:
-        """The response to `request`. To be called in a bridge, or on a thread."""
-        set_urlconf(settings.ROOT_URLCONF)
-        response: HttpResponseBase = self._middleware_chain(request)
-        response._resource_closers.append(request.close)  # type: ignore[attr-defined]
-        setattr(request, _RESPONSE, response)
-        if response.status_code >= 400 and not getattr(response, "_has_been_logged", False):
-            off_loop(
-                log_response,
-                "%s: %s",
-                response.reason_phrase,
-                request.path,
-                response=response,  # type: ignore[arg-type]
-                request=request,
-            )
-        return response
+    # `get_response`, to be called in a bridge or on a thread, is Django's: tools that trace
+    # replace it there.
 
     def set_hint(self, request: HttpRequest, path_info: str, match: ResolverMatch | None) -> None:
         """Spare the request a second look-up of its view, if nothing changes before it."""
@@ -215,6 +201,26 @@ class Handler(BaseHandler):
             if answer is None:
                 raise
             return answer
+
+
+def _logged(handler: GetResponse) -> GetResponse:
+    """Log off the loop what `get_response` would log on it, which then doesn't again."""
+
+    def inner(request: HttpRequest) -> HttpResponseBase:
+        response = handler(request)
+        setattr(request, _RESPONSE, response)
+        if response.status_code >= 400 and not getattr(response, "_has_been_logged", False):
+            off_loop(
+                log_response,
+                "%s: %s",
+                response.reason_phrase,
+                request.path,
+                response=response,  # type: ignore[arg-type]
+                request=request,
+            )
+        return response
+
+    return update_wrapper(inner, handler)
 
 
 def find(path_info: str) -> ResolverMatch:
@@ -299,7 +305,7 @@ def _converted(get_response: GetResponse, name: str) -> GetResponse:
             # By the rule it would be logged on a thread, and there is none.
             response._has_been_logged = True  # type: ignore[attr-defined]
         except Exception as exc:
-            response = off_loop(response_for_exception, request, exc)
+            response = off_loop(exception.response_for_exception, request, exc)
         return response
 
     return update_wrapper(inner, get_response)

@@ -24,6 +24,7 @@ import logging
 import os
 import threading
 from collections.abc import AsyncGenerator, Awaitable
+from contextvars import Context
 from typing import Any, TypeVar, cast
 
 from asgiref.sync import AsyncToSync, SyncToAsync
@@ -183,7 +184,8 @@ def _start() -> Home:
     _thread = threading.Thread(
         target=_serve, args=(loop,), name="greenroom-background", daemon=True
     )
-    _thread.start()
+    # In no request's context: see `greenroom.threads`.
+    Context().run(_thread.start)
     atexit.register(_stop, home, _thread)
     return home
 

@@ -327,6 +327,7 @@ def atomic_aliases(view: Any) -> list[str]:
 
 def why_unsafe(code: Any) -> str | None:
     """None if `code` is known to be loop-safe; otherwise why it isn't."""
+    code = without_span(code)
     name = dotted_name(code)
     if _marked(code) or _is_named(name):
         return None
@@ -364,6 +365,13 @@ def is_itself(code: Any, name: str) -> bool:
     kind = code if inspect.isclass(code) else type(code)
     module = sys.modules.get(kind.__module__)
     return getattr(module, kind.__qualname__, None) is kind
+
+
+def without_span(receiver: Any) -> Any:
+    """A receiver of a signal without the wrapper that Sentry's SDK gives it at each call."""
+    if not inspect.isfunction(receiver) or receiver.__globals__["__name__"] != SENTRY_RECEIVERS:
+        return receiver
+    return receiver if SENTRY.outside() is not None else receiver.__wrapped__  # type: ignore[attr-defined]
 
 
 def _only_coroutines(middleware: Any) -> bool:
@@ -663,6 +671,22 @@ def _jwt() -> str | None:
     return None
 
 
+def _otel() -> str | None:
+    middleware = import_string(f"{OPENTELEMETRY}.otel_middleware._DjangoMiddleware")
+    for name in ("_otel_request_hook", "_otel_response_hook"):
+        hook = getattr(middleware, name, None)
+        if hook is not None and why_unsafe(hook) is not None:
+            return f"calls {dotted_name(hook)}, which is not known to be loop-safe"
+    return None
+
+
+OPENTELEMETRY = "opentelemetry.instrumentation.django.middleware"
+
+# Its wrapper adds a span to what it calls, and waits for nothing. There is a new version
+# each week or two; from 2.20 to 2.75 it did the same.
+SENTRY = Known("sentry-sdk", "2.20", "3")
+SENTRY_RECEIVERS = "sentry_sdk.integrations.django.signals_handlers"
+
 OTHERS: dict[str, Known] = {
     "allauth.account.auth_backends.AuthenticationBackend": Known(
         # Its thread-local is replaced: `greenroom.integrations.allauth`.
@@ -678,6 +702,15 @@ OTHERS: dict[str, Known] = {
         "django-debug-toolbar", "6.0", "8.1", _toolbar
     ),
     "django_htmx.middleware.HtmxMiddleware": Known("django-htmx", "1.29", "1.30"),
+    **{
+        f"{OPENTELEMETRY}.{name}": Known(
+            "opentelemetry-instrumentation-django", "0.48", "0.67", check
+        )
+        for name, check in (
+            ("otel_middleware._DjangoMiddleware", _otel),
+            ("sqlcommenter_middleware.SqlCommenter", None),
+        )
+    },
     # Finding files and opening them leaves the loop: `greenroom.integrations.whitenoise`.
     "whitenoise.middleware.WhiteNoiseMiddleware": Known("whitenoise", "6.6", "6.13"),
     # Responses are rendered on a thread, and so are forms and the browsable API.

@@ -37,7 +37,7 @@ from .bridge import in_bridge
 from .db import borrow
 from .integrations import debug_toolbar
 from .off_loop import off_loop
-from .placement import dotted_name, is_itself, why_unsafe
+from .placement import dotted_name, is_itself, why_unsafe, without_span
 
 # The signals whose receivers Django calls in the middle of something else.
 SIGNALS = (
@@ -58,6 +58,7 @@ _ids = frozenset(id(signal) for signal in SIGNALS)
 
 def is_loop_safe(code: Any) -> bool:
     """Whether a receiver or callback may be called on the loop."""
+    code = without_span(code)
     function = getattr(code, "__func__", code)
     name = dotted_name(function)
     if name.startswith("django.") and is_itself(function, name):

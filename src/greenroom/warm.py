@@ -20,6 +20,8 @@ from django.urls import URLResolver, get_resolver
 from django.utils.module_loading import import_string
 from django.utils.translation import gettext, override
 
+from .integrations import sentry
+
 logger = logging.getLogger("greenroom")
 
 
@@ -55,6 +57,7 @@ def up() -> None:
         # The others, up to a hundred, are read when they are first asked for.
         with override(settings.LANGUAGE_CODE):
             gettext("")
+    sentry.warm_up()
 
 
 def _load(resolver: URLResolver) -> None:

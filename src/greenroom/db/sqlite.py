@@ -31,6 +31,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import Context
 from functools import lru_cache
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -350,7 +351,9 @@ class _Driver:
 
     def __init__(self) -> None:
         self._inbox: SimpleQueue[_Job | Callable[[], object] | None] = SimpleQueue()
-        threading.Thread(target=self._main, name="greenroom-sqlite", daemon=True).start()
+        thread = threading.Thread(target=self._main, name="greenroom-sqlite", daemon=True)
+        # In no request's context: see `greenroom.threads`.
+        Context().run(thread.start)
 
     def call(self, connection: Any, fn: Callable[..., T], args: Any) -> T:
         job = _Job(fn, args)

@@ -41,9 +41,23 @@ def apply() -> None:
     if _applied:
         return
     _applied = True
-    from . import allauth, auth_mixins, debug_toolbar, rest_framework, whitenoise
+    from . import (
+        allauth,
+        auth_mixins,
+        debug_toolbar,
+        opentelemetry,
+        rest_framework,
+        whitenoise,
+    )
 
-    for each in (allauth, auth_mixins, debug_toolbar, rest_framework, whitenoise):
+    for each in (
+        allauth,
+        auth_mixins,
+        debug_toolbar,
+        opentelemetry,
+        rest_framework,
+        whitenoise,
+    ):
         each.apply()
 
 
