@@ -114,7 +114,8 @@ private, relied on                     for
 =====================================  ==========================================
 
 Those of Django REST framework are in `greenroom.integrations.rest_framework`, two of
-Django's mixins in `greenroom.integrations.auth_mixins`.
+Django's mixins in `greenroom.integrations.auth_mixins`, those of tools that trace in
+`greenroom.integrations.sentry` and `.opentelemetry`.
 """
 
 from __future__ import annotations

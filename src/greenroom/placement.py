@@ -369,9 +369,17 @@ def is_itself(code: Any, name: str) -> bool:
 
 def without_span(receiver: Any) -> Any:
     """A receiver of a signal without the wrapper that Sentry's SDK gives it at each call."""
-    if not inspect.isfunction(receiver) or receiver.__globals__["__name__"] != SENTRY_RECEIVERS:
+    if not inspect.isfunction(receiver):
         return receiver
-    return receiver if SENTRY.outside() is not None else receiver.__wrapped__  # type: ignore[attr-defined]
+    if receiver.__globals__.get("__name__") != SENTRY_RECEIVERS or not _sentry_was_read():
+        return receiver
+    return receiver.__wrapped__  # type: ignore[attr-defined]
+
+
+@cache
+def _sentry_was_read() -> bool:
+    """Looked up once: it is asked for at each signal, and reads a file."""
+    return SENTRY.outside() is None
 
 
 def _only_coroutines(middleware: Any) -> bool:

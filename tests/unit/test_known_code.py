@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 import threading
 from functools import update_wrapper, wraps
+from types import FunctionType
 from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync
 from django.core.signals import request_finished, request_started
 from django.db import close_old_connections
+from django.dispatch import Signal
 from django.http import HttpResponse, StreamingHttpResponse
 from django.middleware.common import CommonMiddleware
 from django.urls import path
+from django.utils.module_loading import import_string
 
 from driver import Site
-from greenroom import AsyncDjangoApplication, conf, loop_safe
-from greenroom.placement import why_unsafe
+from greenroom import AsyncDjangoApplication, conf, loop_safe, placement
+from greenroom.placement import Known, why_unsafe
+from greenroom.user_code import is_loop_safe
 from project import middleware, views
 
 
@@ -40,6 +44,51 @@ def test_a_wrapper_that_took_the_name_of_known_code() -> None:
     assert why_unsafe(CommonMiddleware) is None
     assert why_unsafe(wrapper) is not None
     assert why_unsafe(Traced) is not None
+
+
+def test_receivers_are_seen_through_the_spans_of_sentry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its SDK wraps each receiver of a signal, at each call."""
+    module = {**globals(), "__name__": placement.SENTRY_RECEIVERS}
+
+    def patch(receiver: Any) -> Any:
+        @wraps(receiver)
+        def wrapper(**kwargs: Any) -> Any:
+            return receiver(**kwargs)
+
+        return wraps(receiver)(FunctionType(wrapper.__code__, module, closure=wrapper.__closure__))
+
+    def unknown(**kwargs: Any) -> None:
+        pass
+
+    live = Signal._live_receivers
+    monkeypatch.setattr(
+        Signal, "_live_receivers", lambda self, sender: ([*map(patch, live(self, sender)[0])], [])
+    )
+    for first, why in (("1.0", []), ("99.0", ["close_old_connections", "reset_queries"])):
+        monkeypatch.setattr(placement, "SENTRY", Known("Django", first, "100.0"))
+        placement._sentry_was_read.cache_clear()
+        assert (why_unsafe(patch(close_old_connections)) is None) == (not why)
+        assert is_loop_safe(patch(close_old_connections)) == (not why)
+        assert why_unsafe(patch(unknown)) is not None
+        assert not is_loop_safe(patch(unknown))
+        held = " ".join(reasons())
+        assert all(name in held for name in why)
+        assert bool(held) == bool(why)
+    placement._sentry_was_read.cache_clear()
+
+
+def test_the_hooks_of_opentelemetry_are_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = f"{placement.OPENTELEMETRY}.otel_middleware._DjangoMiddleware"
+    kind = import_string(path)
+
+    def hook(span: Any, request: Any) -> None:
+        pass
+
+    assert why_unsafe(kind) is None
+    monkeypatch.setattr(kind, "_otel_request_hook", hook)
+    assert "hook, which is not known to be loop-safe" in str(why_unsafe(kind))
+    monkeypatch.setattr(kind, "_otel_request_hook", loop_safe(hook))
+    assert why_unsafe(kind) is None
 
 
 def test_a_mark_belongs_to_what_was_marked() -> None:

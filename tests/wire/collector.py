@@ -38,7 +38,7 @@ class Collected:
 
     def __init__(self, url: str, upstream: str) -> None:
         self.dsn = url.replace("http://", "http://key@") + "/1"
-        self.otlp = f"{url}/v1/traces"
+        self.otlp = url
         # Of another port: to its own Sentry's SDK sends no trace.
         self.upstream = upstream
         # Sentry's, as they came.

@@ -13,10 +13,9 @@ from . import tracing
 @asynccontextmanager
 async def client():
     """A client that lasts; and whatever of the tool blocks the loop is written down."""
-    tracing.on_loop()
-    if "SITE_LOOKS_FOR_BLOCKING" in os.environ:
-        look_for_blocking()
-    async with httpx.AsyncClient(timeout=30) as client:
+    async with tracing.lifespan(), httpx.AsyncClient(timeout=30) as client:
+        if "SITE_LOOKS_FOR_BLOCKING" in os.environ:
+            look_for_blocking()
         yield client
 
 

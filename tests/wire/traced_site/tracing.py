@@ -1,13 +1,24 @@
-"""The tools, as their documentation has them set up; and what views ask of either."""
+"""The tools, set up as docs/tools.md has it; and what views ask of either."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
+from pathlib import Path
 
 TOOL = os.environ.get("TRACED", "")
 HOW = os.environ.get("TRACED_HOW", "")
 MODULE = {"sentry": "sentry_sdk"}.get(TOOL, TOOL)
+
+_DOCS = Path(__file__).resolve().parents[3] / "docs" / "tools.md"
+
+
+def example(word):
+    """The example of the documentation that has this word."""
+    found = re.findall(r"```python\n(.*?)```", _DOCS.read_text(), flags=re.DOTALL)
+    (source,) = (each for each in found if word in each)
+    return source
 
 
 def begin():
@@ -28,23 +39,13 @@ def instrument():
     """In ``wsgi.py``, before the application is made."""
     if TOOL != "opentelemetry":
         return
-    from opentelemetry import trace
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    from opentelemetry.instrumentation.django import DjangoInstrumentor
     from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
-    from opentelemetry.instrumentation.psycopg import PsycopgInstrumentor
-    from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    provider = TracerProvider(resource=Resource.create({"service.name": "traced_site"}))
-    exporter = OTLPSpanExporter(endpoint=os.environ["SITE_OTLP"])
-    provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=50))
-    trace.set_tracer_provider(provider)
-    PsycopgInstrumentor().instrument()
+    source, _, _ = example("BatchSpanProcessor").partition("from greenroom")
+    if HOW == "wrapper":
+        source = source.replace("DjangoInstrumentor().instrument()", "")
+    exec(source, {})
     HTTPXClientInstrumentor().instrument()
-    if HOW == "integration":
-        DjangoInstrumentor().instrument()
 
 
 def wrap(application):
@@ -60,12 +61,16 @@ def wrap(application):
     return OpenTelemetryMiddleware(application)
 
 
-def on_loop():
+@contextlib.asynccontextmanager
+async def lifespan():
     """On the loop, before it serves."""
-    if TOOL == "sentry":
-        from sentry_sdk.integrations.asyncio import enable_asyncio_integration
-
-        enable_asyncio_integration()
+    if TOOL != "sentry":
+        yield
+        return
+    namespace = {}
+    exec(example("enable_asyncio_integration"), namespace)
+    async with namespace["lifespan"]():
+        yield
 
 
 def share_a_context():
