@@ -322,13 +322,14 @@ def label(span: Span) -> str:
     """What a span is, in either tool; empty for what isn't looked at."""
     if span.kind == "server":
         return "server"
-    if span.kind == "http.client" or (span.kind == "client" and span.name == "GET"):
+    if span.kind in ("http.client", "client") and span.name.startswith("GET"):
         return "fetch"
     if span.name.startswith("SELECT"):
         return "query"
     if span.kind in ("test", "internal"):
         return span.name.partition(" ")[0]
-    # Sentry's of receivers, connecting, and tasks.
+    # Sentry's of receivers, connecting, and tasks; and of its own sending, by a thread that it
+    # started for the first request with something to send.
     return ""
 
 
