@@ -562,10 +562,13 @@ class Wrapper:
             self._needs_rollback = value
 
     def ensure_connection(self) -> None:
-        if self.connection is None:
-            # In our turn: another task may be connecting.
-            with self.turns:
-                super().ensure_connection()  # type: ignore[misc]
+        # (Also where there is one: pytest-django forbids the database by what Django's does.)
+        if self.connection is not None:
+            super().ensure_connection()  # type: ignore[misc]
+            return
+        # In our turn: another task may be connecting.
+        with self.turns:
+            super().ensure_connection()  # type: ignore[misc]
 
     def connect(self) -> None:
         with self.turns:
