@@ -1,7 +1,11 @@
-"""What lasts as long as a process: an HTTP client, made once."""
+"""What lasts as long as a process: an HTTP client, made once.
 
-import sys
+SITE_LIFESPAN names the file that says when: Apache ends its log before its processes.
+"""
+
+import os
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import httpx
 
@@ -9,6 +13,11 @@ import httpx
 @asynccontextmanager
 async def lifespan():
     async with httpx.AsyncClient(timeout=30) as client:
-        print("lifespan entered", file=sys.stderr, flush=True)
+        _note("entered")
         yield client
-    print("lifespan left", file=sys.stderr, flush=True)
+    _note("left")
+
+
+def _note(what):
+    with Path(os.environ["SITE_LIFESPAN"]).open("a") as file:
+        file.write(f"{what}\n")
