@@ -31,8 +31,9 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any, Protocol
 
 from asgiref.sync import sync_to_async
+from django.core.exceptions import RequestDataTooBig
 from django.db import close_old_connections, connections
-from django.http import HttpRequest, HttpResponseBadRequest
+from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest
 from django.http.response import HttpResponseBase
 from django.urls import Resolver404, ResolverMatch
 
@@ -103,7 +104,7 @@ class Exchange(ABC):
 
     @abstractmethod
     def make_request(self) -> HttpRequest:
-        """Django's request. Raises `UnicodeDecodeError`."""
+        """Django's request. Raises `UnicodeDecodeError`, and the project's class more."""
 
     @property
     @abstractmethod
@@ -168,6 +169,9 @@ class Exchange(ABC):
                 "Bad Request (UnicodeDecodeError)", exc_info=True, extra={"status_code": 400}
             )
             response: HttpResponseBase = HttpResponseBadRequest()
+        except RequestDataTooBig:
+            # Raised by a request class of the project's: Django's is checked as it is read.
+            response = HttpResponse("413 Payload too large", status=413)
         else:
             request.lifespan = self.state  # type: ignore[attr-defined]
             if self.on_loop:

@@ -18,7 +18,8 @@ from typing import Any
 
 import httpx
 import pytest
-from django.core.handlers.asgi import ASGIHandler
+from django.core.exceptions import RequestDataTooBig
+from django.core.handlers.asgi import ASGIHandler, ASGIRequest
 from django.core.signals import request_finished, request_started
 from django.http import FileResponse, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
@@ -283,6 +284,17 @@ def test_the_root_path(asgi: ASGISite) -> None:
 
 def test_a_query_that_is_no_utf_8(asgi: ASGISite, ends: Ends) -> None:
     assert asgi.over_asgi("/hello/", query_string=b"\xff").code == 400
+    ends.check(1)
+
+
+def test_a_request_class_that_refuses_the_body(asgi: ASGISite, ends: Ends) -> None:
+    class Refusing(ASGIRequest):
+        def __init__(self, *args: Any) -> None:
+            raise RequestDataTooBig
+
+    asgi.asgi.request_class = Refusing
+    answer = asgi.over_asgi("/hello/")
+    assert answer.code == 413
     ends.check(1)
 
 
