@@ -190,6 +190,11 @@ class Lane:
         self._queue: deque[Call | _Aside] | None = None
         self._waiting = self._waiting_shortly = 0
 
+    @property
+    def given_up(self) -> bool:
+        """Whether a call runs on that nobody awaits any more: it was cancelled."""
+        return self._current is not None and self._current.future.cancelled()
+
     def submit(self, fn: Callable[[], T]) -> asyncio.Future[T]:
         call = Call(self, fn)
         if self.inbox is not None:

@@ -40,7 +40,7 @@ from django.urls import Resolver404, ResolverMatch
 from . import handler, loops
 from .bodies import Parts, Stream, parts_of, stream
 from .bridge import run
-from .crossing import Held, Hold, Then, new_lane
+from .crossing import Held, Hold, Lane, Then, new_lane
 from .db import borrow
 from .errors import Overloaded
 from .placement import PLAIN, UNRESOLVED, Placement
@@ -86,6 +86,8 @@ class Exchange(ABC):
         # Whether `request_started` was sent, and whether somebody sees to the end.
         self._begun = False
         self._claimed = False
+        # Where the calls of the request go, if a server that calls us on a loop asks.
+        self._lane: Lane | None = None
 
     # What depends on the protocol.
 
@@ -115,7 +117,7 @@ class Exchange(ABC):
 
     async def answer(self, home: loops.Home, start_response: StartResponse) -> Any:
         """The body, after `start_response` was called. Whoever gets it closes it."""
-        new_lane(home.threads)
+        self._lane = new_lane(home.threads)
         placement = self.place()
         answer = None
         try:
@@ -232,11 +234,16 @@ class Exchange(ABC):
             borrow.leave(self.scope)
 
     async def aclose(self) -> None:
-        """As `close`, on the loop; on a thread if it runs code of the project's."""
+        """As `close`, on the loop; on a thread if it runs code of the project's.
+
+        There it waits for the call that a cancelled view had sent to a thread, where it
+        goes on and may read the body: Django does too, which sends `request_finished` there.
+        """
         if not self._begun or self._claimed:
             return
         end = self.claim()
-        if self.on_loop and handler.closes_at_once(self.request, self.response):
+        given_up = self.response is None and self._lane is not None and self._lane.given_up
+        if self.on_loop and not given_up and handler.closes_at_once(self.request, self.response):
             await run(end)
             return
         try:

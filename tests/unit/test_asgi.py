@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
+from asgiref.sync import sync_to_async
 from django.core.exceptions import RequestDataTooBig
 from django.core.handlers.asgi import ASGIHandler, ASGIRequest
 from django.core.signals import request_finished, request_started
@@ -443,6 +444,42 @@ def test_the_view_is_cancelled(asgi: ASGISite, ends: Ends) -> None:
     asgi.serve(main)
     assert views.events == ["cancelled", "finally"]
     ends.check(1)
+
+
+def test_synchronous_code_that_the_view_waited_for_has_its_request_to_the_end(
+    placement: str, ends: Ends
+) -> None:
+    """It can't be interrupted, and its view is cancelled: the body is there as before."""
+    begun, read = threading.Event(), []
+
+    def reads(request: Any) -> HttpResponse:
+        begun.set()
+        time.sleep(0.1)
+        try:
+            read.append(request.body)
+        except ValueError as exc:
+            read.append(exc)
+        return HttpResponse()
+
+    @csrf_exempt
+    async def view(request: Any) -> HttpResponse:
+        return await sync_to_async(reads)(request)
+
+    async def main(site: ASGISite) -> None:
+        exchange = Exchange(site.asgi, "/reads/", "POST", b"a body")
+        await until(begun.is_set)
+        exchange.leave()
+        await exchange.task
+        assert exchange.sent == []
+        ends.check(1)
+        assert read == [b"a body"]
+
+    urlpatterns.append(path("reads/", view))
+    try:
+        with ASGISite(placement) as site:
+            site.serve(main)
+    finally:
+        urlpatterns.pop()
 
 
 @pytest.mark.parametrize("settings", [{}, {"CANCEL_ON_DISCONNECT": False}])
