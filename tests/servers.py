@@ -140,7 +140,6 @@ def _can_be_nobody() -> bool:
     return subprocess.run([*_NOBODY, "true"], capture_output=True, check=False).returncode == 0
 
 
-
 KINDS: dict[str, Kind] = {
     "worker": Kind(_gunicorn("greenroom.Worker", "--threads", str(THREADS)), "gunicorn"),
     "sync": Kind(_gunicorn("sync"), "gunicorn", often=False, concurrent=False),

@@ -19,8 +19,9 @@ REQUESTS = 300 if ALL else 200
 
 NAMES = ["uvicorn", "gthread"]
 if ALL:
-    # Not those whose streams have no end but the connection's, which these clients keep.
-    NAMES += ["granian", "hypercorn", "gunicorn-asgi", "granian-wsgi", "waitress"]
+    # These clients keep their connections: not uWSGI and wsgiref, whose streams have no other
+    # end, and not Apache, which closes those that are idle when it is busy.
+    NAMES += ["granian", "hypercorn", "daphne", "gunicorn-asgi", "sync", "granian-wsgi", "waitress"]
 
 
 @pytest.mark.once
