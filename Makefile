@@ -30,12 +30,14 @@ test: $(STAMP)
 # compared with what they do without: more of them than `make test` runs. Then gunicorn's and
 # waitress's tests of HTTP, against the worker, and a site under every server.
 # SUITES="basic queries", SUITES=rest_framework, SUITES=handler, SUITES=wire or SUITES=servers for
-# some; DATABASE=sqlite, LOOP=uvloop for one.
+# some; DATABASE=sqlite, LOOP=uvloop for one; ALL=1 on every pair of Python and Django, one after
+# the other.
 conformance: $(STAMP)
 	@scripts/debian.sh $(POSTGRESQL) "nothing can be compared on it"
 	@scripts/debian.sh apxs apache2-dev "mod_wsgi is left out" || true
-	GREENROOM_CONFORMANCE_SUITES="$(or $(SUITES),all)" $(BIN)/python -m pytest -q -s \
-	    -p no:randomly tests/conformance -k "$(or $(DATABASE),test) and $(or $(LOOP),test)"
+	GREENROOM_CONFORMANCE_SUITES="$(or $(SUITES),all)" $(BIN)/python \
+	    $(if $(ALL),scripts/matrix.py --whole --,-m pytest -q) -s -p no:randomly \
+	    tests/conformance -k "$(or $(DATABASE),test) and $(or $(LOOP),test)"
 
 # 100,000 requests to a site on PostgreSQL, many of which are left or cancelled (a quarter of
 # an hour); `make test` makes fewer. REQUESTS=… for another number, SEED=… to repeat a run.

@@ -11,6 +11,8 @@ tests of real servers, by real clocks, on a machine that may have no time for th
 that fails now and then is a mistake all the same, of the test or of what it tests. Nothing is run
 again if more than a few failed, if a process crashed, or if the tests couldn't be collected.
 
+`--whole` runs what pytest is told on each pair, in one process, whatever it is marked.
+
 Exits with 1 if any pair failed or if there was none.
 """
 
@@ -61,6 +63,7 @@ def main() -> int:
         default=min(2 * (os.cpu_count() or 1), 8),
         help="how many share the tests of a pair",
     )
+    parser.add_argument("--whole", action="store_true", help="whatever the tests are marked")
     parser.add_argument("pytest", nargs="*", help="arguments for pytest")
     options = parser.parse_args()
     versions = {python for python, _, _ in PAIRS}
@@ -70,7 +73,10 @@ def main() -> int:
     for pair in pairs[-1:] if options.newest else pairs:
         python, django, floor = pair
         binary = environment(found[python], python, django, floor)
-        results.append(run(pair, binary, options.pytest, options.processes, pair == pairs[-1]))
+        if options.whole:
+            results.append(run_whole(pair, binary, options.pytest))
+        else:
+            results.append(run(pair, binary, options.pytest, options.processes, pair == pairs[-1]))
     print("== pairs that ran")
     for each in results:
         print(f"{'ok    ' if each.passed else 'FAILED'} {each.name} ({each.seconds:.0f} s)")
@@ -89,13 +95,12 @@ def run(
     pair: tuple[str, str, bool], binary: str, arguments: list[str], processes: int, newest: bool
 ) -> Result:
     """Test a pair."""
-    python, django, floor = pair
-    result = Result(f"Python {python} × Django {django}{' at the floors' if floor else ''}")
+    result = Result(name_of(pair))
     # Not the one of those who call pytest themselves; and not that of another pair.
     cache = ROOT / ".pytest_cache" / Path(binary).parents[1].name
     command = [binary, "-m", "pytest", "-q", "-o", f"cache_dir={cache}"]
     selected = [*command, *arguments]
-    if not newest and not floor:
+    if not newest and not pair[2]:
         # What knows no Django, real servers and the demo: the oldest pair and the newest
         # are enough.
         selected += [f"--ignore={path}" for path in _ENDS_ONLY]
@@ -121,6 +126,22 @@ def run(
     result.passed = result.passed and not failed
     result.seconds = monotonic() - began
     return result
+
+
+def run_whole(pair: tuple[str, str, bool], binary: str, arguments: list[str]) -> Result:
+    """Run pytest on a pair as it is."""
+    result = Result(name_of(pair))
+    print(f"== {result.name}", flush=True)
+    began = monotonic()
+    command = [binary, "-m", "pytest", "-q", *arguments]
+    result.passed = subprocess.call(command, cwd=ROOT, env=clean_environment()) == _OK
+    result.seconds = monotonic() - began
+    return result
+
+
+def name_of(pair: tuple[str, str, bool]) -> str:
+    python, django, floor = pair
+    return f"Python {python} × Django {django}{' at the floors' if floor else ''}"
 
 
 def pytest(command: list[str], cache: Path) -> list[str] | None:

@@ -8,3 +8,4 @@ SECRET_KEY = "for tests only"
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 USE_TZ = False
 TEST_RUNNER = "__main__.Runner"
+GREENROOM = {"PLACEMENT": os.environ["GREENROOM_CONFORMANCE_PLACEMENT"]}

@@ -8,6 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import django
+
 from conformance import suites
 from conformance.suites import HERE
 
@@ -20,6 +22,7 @@ RUNS = {
 
 # What `make test` runs, on the newest pair of Python and Django.
 SUITES = [
+    "asgi",
     "csrf_tests",
     "handlers",
     "messages_tests",
@@ -55,6 +58,33 @@ MORE = [
 
 # As in `suites`; " on loop" and " on thread" say in which of the runs.
 DIFFERENCES: dict[str, str] = {
+    "asgi.tests.ASGITest.test_assert_in_listen_for_disconnect": (
+        "It wants an assertion to fail when the server sends a message that means nothing. Here "
+        "that is passed over."
+    ),
+    "asgi.tests.ASGITest.test_concurrent_async_uses_multiple_thread_pools on loop": (
+        "Its plain views wait for one another on threads. On the loop, where only this run puts "
+        "them, one blocks the other."
+    ),
+    **{
+        f"asgi.tests.ASGITest.{name} on loop": (
+            "It wants a client that has left to be noticed before its plain view has answered. On "
+            "the loop, where only this run puts it, the view blocks what would notice."
+        )
+        for name in ("test_delayed_disconnect_with_body", "test_disconnect_with_body")
+    },
+    **{
+        f"asgi.tests.{name}": (
+            "It calls a method of Django's ASGI handler, in whose place is our application: that "
+            "receives a body in another way (tests/unit/test_asgi.py)."
+        )
+        for name in (
+            "ASGITest.test_read_body_thread",
+            "MaxMemorySizeASGITests.test_read_body_buffers_all_chunks",
+            "MaxMemorySizeASGITests.test_read_body_multipart_not_limited",
+            "MaxMemorySizeASGITests.test_read_body_no_limit",
+        )
+    },
     "async.tests.AsyncUnsafeTest.test_async_unsafe": (
         "It wants SynchronousOnlyOperation in a coroutine. An async test is in a bridge, as a "
         "coroutine view is, where there is nothing unsafe."
@@ -155,7 +185,46 @@ DIFFERENCES: dict[str, str] = {
 }
 
 
+if django.VERSION < (6, 1):
+    _REMOTE_USER = {
+        "test_header_disappears_async",
+        "test_known_user_async",
+        "test_last_login_async",
+        "test_unknown_user_async",
+        "test_user_switch_forces_new_login_async",
+    }
+    DIFFERENCES |= {
+        f"auth_tests.test_remote_user.{case}.{name}": (
+            "It sends HTTP_REMOTE_USER to an async client: the asynchronous way through "
+            "RemoteUserMiddleware puts HTTP_ before the name that the synchronous one reads. Here "
+            "the chain is synchronous, whatever the client, and reads what a project names."
+        )
+        for case, names in {
+            "AllowAllUsersRemoteUserBackendTest": {*_REMOTE_USER, "test_inactive_user_async"},
+            "CustomHeaderRemoteUserTest": _REMOTE_USER,
+            "PersistentRemoteUserTest": _REMOTE_USER,
+            "RemoteUserCustomTest": _REMOTE_USER,
+            "RemoteUserNoCreateTest": _REMOTE_USER - {"test_unknown_user_async"},
+            "RemoteUserTest": _REMOTE_USER,
+        }.items()
+        for name in names
+    }
+    DIFFERENCES |= {
+        f"auth_tests.test_remote_user.CustomProcessRequestMiddlewareTest.{name}": (
+            "It wants aprocess_request() of a RemoteUserMiddleware to be called, or missed. Here "
+            "the chain is synchronous, and calls process_request()."
+        )
+        for name in (
+            "test_async_no_warning_sync_and_async_middleware",
+            "test_async_warns_sync_only_middleware",
+        )
+    }
+
+# The most seconds of one run: of all of them, on a busy machine.
+TIMEOUT = 3600
+
+
 def run(labels: list[str], name: str, databases: dict[str, Any], folder: Path) -> suites.Run:
     """Run Django's tests `labels` on `databases`, with `folder` for what they write."""
     command = [str(HERE / "runner.py"), "--tests", str(suites.sources()), *RUNS[name], *labels]
-    return suites.Run(**suites.process(command, databases, folder, suites.TIMEOUT))
+    return suites.Run(**suites.process(command, databases, folder, TIMEOUT))

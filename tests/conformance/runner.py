@@ -7,9 +7,10 @@ calls a `DiscoverRunner`, ours, which makes the test databases as ever and then 
 one task, in one bridge; without a loop as ever. Nothing of Django's tests is changed.
 
 With `--handler`, ``greenroom`` is in `INSTALLED_APPS`: so requests of Django's test clients go
-through our handler (see `greenroom.clients`), and what tests call as `WSGIHandler` is our
-application. In a run on a loop, all of a request is in a bridge, plain views too, which would not
-go there by themselves; in a run without, it is on the test's thread.
+through our handler (see `greenroom.clients`), and what tests call as `WSGIHandler` and
+`ASGIHandler` are our applications. In a run on a loop, all of a request is in a bridge, plain
+views too, which would not go there by themselves; in a run without, it is on a thread, as the
+setting says: that of the test, but for what async tests ask.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from typing import Any
 
 import greenlet
 from django.core.handlers import wsgi
+from django.core.handlers.base import BaseHandler
 from django.db import connections
 from django.db.backends.utils import CursorWrapper
 from django.test import client
@@ -42,6 +44,7 @@ from django.test.runner import DiscoverRunner
 import greenroom.patches
 from greenroom import bridge, handler
 from greenroom.application import AsyncDjangoApplication
+from greenroom.asgi import AsyncDjangoASGIApplication
 from greenroom.bodies import Parts
 from greenroom.db import borrow
 from greenroom.loops import Home
@@ -62,9 +65,11 @@ class Report:
     queries_in_bridge = 0
     # How often the task of the suite waited for the loop.
     suspensions = 0
-    # Those of the test clients; all that our handler was asked, and of that what was placed
-    # on the loop; the tests whose requests were answered without it.
+    # Those of the test clients; all that Django's handlers were asked, those of test clients
+    # among them; all that our handler was asked, and of that what was placed on the loop; the
+    # tests whose requests were answered without it.
     requests = 0
+    through_djangos = 0
     through_ours = 0
     on_loop = 0
     not_through_ours: list[str] = []  # noqa: RUF012
@@ -255,6 +260,20 @@ def count_requests() -> None:
         return get_response(self, request)
 
     handler.Handler.get_response = answer
+    get_django_s, aget_django_s = BaseHandler.get_response, BaseHandler.get_response_async
+
+    @wraps(get_django_s)
+    def django_s(self: BaseHandler, request: Any) -> Any:
+        Report.through_djangos += 1
+        return get_django_s(self, request)
+
+    @wraps(aget_django_s)
+    async def adjango_s(self: BaseHandler, request: Any) -> Any:
+        Report.through_djangos += 1
+        return await aget_django_s(self, request)
+
+    BaseHandler.get_response = django_s
+    BaseHandler.get_response_async = adjango_s
 
 
 class WSGIHandler(AsyncDjangoApplication):
@@ -278,17 +297,25 @@ class WSGIHandler(AsyncDjangoApplication):
         return self._response if isinstance(body, Parts) else body
 
 
+class ASGIHandler(AsyncDjangoASGIApplication):
+    """Our application, for tests that call Django's."""
+
+
 def use_handler(runtests: Any) -> None:
     """Have requests answered by us: on a loop, in a bridge wherever they come from."""
     # The test clients; see `greenroom.clients`.
     runtests.ALWAYS_INSTALLED_APPS.insert(0, "greenroom")
     # Before tests import them, and after what else extends or calls them.
     import django.contrib.staticfiles.handlers
+    import django.core.asgi
+    import django.core.handlers.asgi
     import django.core.servers.basehttp
     import django.core.wsgi
 
     wsgi.WSGIHandler = WSGIHandler
     django.core.wsgi.get_wsgi_application = WSGIHandler
+    django.core.handlers.asgi.ASGIHandler = ASGIHandler
+    django.core.asgi.get_asgi_application = ASGIHandler
     kind, surroundings = Judge._kind, Judge.surroundings
     Judge._kind = lambda *args: (True, []) if _on_loop_of_suite() else kind(*args)
     Judge.surroundings = lambda *args: [] if _on_loop_of_suite() else surroundings(*args)
@@ -332,6 +359,7 @@ def main() -> None:
     watchdog.daemon = True
     watchdog.start()
     os.environ["DJANGO_SETTINGS_MODULE"] = "django_settings"
+    os.environ["GREENROOM_CONFORMANCE_PLACEMENT"] = "thread" if Run.loop == "stock" else "auto"
     os.chdir(options.tests)
     sys.path.insert(0, os.getcwd())
     import runtests

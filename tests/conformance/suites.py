@@ -154,6 +154,7 @@ class Run:
     queries_in_bridge: int
     suspensions: int
     requests: int
+    through_djangos: int
     through_ours: int
     on_loop: int
     not_through_ours: list[str]

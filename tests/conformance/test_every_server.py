@@ -19,7 +19,7 @@ from conformance import suites
 SUITES = os.environ.get("GREENROOM_CONFORMANCE_SUITES", "").split()
 # mod_wsgi wants Apache's `apxs`, both a C compiler.
 COMPILED = ["uwsgi>=2.0.31", "mod_wsgi>=5.0.2"]
-SECONDS = 1800
+SECONDS = 3600
 
 pytestmark = [
     pytest.mark.timeout(SECONDS + 600),
