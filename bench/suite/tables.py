@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from . import figures
@@ -42,6 +43,9 @@ _OF_MEASURE = {
     "through_nginx": ("rate", "p50", "p99"),
     "hour": ("slope", "noise", "rss"),
 }
+
+# Written by hand: what comes of looking for the reasons.
+_MISSED = Path(__file__).with_name("missed.md")
 
 
 def of_scenario(key: str, record: dict[str, Any]) -> Iterator[str]:
@@ -229,7 +233,7 @@ def document(scenarios: dict[str, Any], plots: Iterable[tuple[str, str]] = ()) -
         ]
     lines += ["## Targets", ""]
     lines += of_targets(scenarios)
-    lines += ["", "## Measured with", ""]
+    lines += ["", _MISSED.read_text(), "## Measured with", ""]
     lines += machines(scenarios)
     lines += [f"Greenroom at {revisions(scenarios)}.", ""]
     for name, text in plots:
