@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As a shell has it in the background: some of the servers that are started end by it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import django
 
