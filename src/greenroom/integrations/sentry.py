@@ -6,17 +6,19 @@ a request on the loop, or on its thread. It is plain code that sets context vari
 are the request's own in both.
 
 What is wrapped differs from Django's handler in two things. A cancellation is no error to
-report. And the scope isn't left with the middleware: what comes after it (a stream, the
+report. And the scopes aren't left with the middleware: what comes after it (a stream, the
 receivers of `request_finished`, the server's log of an error) is the same request's. So the
-caller's context has to be the request's alone.
+caller's context has to be the request's alone, and so has the scope in it: the one that the
+process had when it began to serve is in the contexts of all requests, and a span that one of
+them begins there would be the trace of what others report meanwhile.
 
 The rest of the integration is reached where it was put: `BaseHandler.get_response`,
 `response_for_exception`, cursors, receivers of signals. (Those get wrappers, which
 `greenroom.placement` looks through.)
 
 Used: `SentryWsgiMiddleware`, `DjangoIntegration`, `get_client`, `get_isolation_scope`,
-`get_current_span`, `Scope.set_isolation_scope`, which are public; and if it is there
-`utils._get_installed_modules`.
+`get_current_scope`, `get_current_span`, `Scope.fork`, `Scope.set_isolation_scope`,
+`Scope.set_current_scope`, which are public; and if it is there `utils._get_installed_modules`.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ def traced(answer: Callable[[], T], environ: Environ, head: Callable[[], tuple[A
     if found is None:
         return answer()
     sdk = sys.modules["sentry_sdk"]
+    sdk.Scope.set_current_scope(sdk.get_current_scope().fork())
     made: T
     ended: BaseException | None = None
     scope = None
