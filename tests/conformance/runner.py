@@ -81,6 +81,9 @@ class Run:
 
     loop = "stock"
     event_loop: asyncio.AbstractEventLoop | None = None
+    home: Home | None = None
+    # Those that there were before the test.
+    tasks: set[asyncio.Task[Any]] = set()  # noqa: RUF012
     test = "(none began)"
     result = Path("result.json")
 
@@ -90,7 +93,14 @@ class Result(unittest.TextTestResult):
 
     def startTest(self, test: Any) -> None:
         Run.test = test.id()
+        if Run.home is not None:
+            Run.tasks = asyncio.all_tasks()
         super().startTest(test)
+
+    def stopTest(self, test: Any) -> None:
+        super().stopTest(test)
+        if Run.home is not None:
+            bridge.await_(end_of_test(Run.home))
 
     def addSuccess(self, test: Any) -> None:
         super().addSuccess(test)
@@ -169,7 +179,7 @@ class Runner(DiscoverRunner):
 
         async def main() -> Any:
             Run.event_loop = loop = asyncio.get_running_loop()
-            home = Home(loop, Threads(loop, limit=4))
+            home = Run.home = Home(loop, Threads(loop, limit=4))
             home.register()
             try:
                 return await counted(bridge.run(run))
@@ -180,6 +190,15 @@ class Runner(DiscoverRunner):
 
         with asyncio.Runner(loop_factory=_loop_factory(Run.loop)) as runner:
             return runner.run(main())
+
+
+async def end_of_test(home: Home) -> None:
+    """End what a test left, as the end of its own loop does without us."""
+    tasks = asyncio.all_tasks() - Run.tasks - home.lasting
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=10)
 
 
 @types.coroutine
