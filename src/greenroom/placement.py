@@ -40,6 +40,7 @@ from django.urls.resolvers import RegexPattern, RoutePattern
 from django.utils.module_loading import import_string
 from django.utils.translation import get_language
 from django.utils.version import get_version_tuple
+from django.views import View
 
 from . import conf, integrations
 from .db import borrow
@@ -111,6 +112,10 @@ def _yields(function: Any) -> bool:
     return code is not None and bool(code.co_flags & inspect.CO_ITERABLE_COROUTINE)
 
 
+# By which views are remembered.
+_METHODS = frozenset({None, *map(str.upper, View.http_method_names)})
+
+
 class Judge:
     """Decides the placement of each view of one handler.
 
@@ -127,9 +132,10 @@ class Judge:
         self._reasons: list[str] = []
         self._unknown_patterns: list[str] = []
         self._by_language = True
-        # Of views that an integration describes, by settings and method.
-        self._described: WeakKeyDictionary[Any, dict[Any, tuple[bool, list[str]]]]
-        self._described = WeakKeyDictionary()
+        # What is known of views that are functions, with the settings, by method.
+        self._kinds: WeakKeyDictionary[
+            FunctionType, dict[str | None, tuple[conf.Settings, tuple[bool, list[str]]]]
+        ] = WeakKeyDictionary()
 
     def place(self, view: Any, method: str | None = None) -> Placement:
         """The placement of a request that this view answers.
@@ -151,22 +157,24 @@ class Judge:
 
     def _kind(self, view: Any, method: str | None) -> tuple[bool, list[str]]:
         """Whether it is a coroutine view, and what of itself holds it on a thread."""
-        if is_coroutine_view(view):
-            return True, self.of_view(view)
+        kind: tuple[bool, list[str]]
         if type(view) is FunctionType and not view.__dict__:
             # No decorator, class or framework made it.
-            return False, []
-        if _awaits(view):
-            return True, [*self.of_view(view), "the view is a @sync_view"]
-        described = integrations.describe(view, method)
-        if described is None:
-            return False, []
-        kinds = self._described.setdefault(view, {})
-        key = (conf.settings(), method)
-        if key not in kinds:
-            kinds[key] = _most_restricted(described, named=method is None)
-        coroutine, reasons = kinds[key]
-        return coroutine, [*self.of_view(view), *unknown_decorators(view), *reasons]
+            kind = is_coroutine_view(view), []
+        elif type(view) is not FunctionType or method not in _METHODS:
+            # It may be unhashable, or be another thing tomorrow. Whoever asks makes methods up.
+            kind = _kind_of(view, method)
+        else:
+            kinds = self._kinds.get(view)
+            if kinds is None:
+                kinds = self._kinds[view] = {}
+            settings = conf.settings()
+            found = kinds.get(method)
+            if found is None or found[0] is not settings:
+                found = kinds[method] = (settings, _kind_of(view, method))
+            kind = found[1]
+        marked = self.of_view(view)
+        return (kind[0], [*marked, *kind[1]]) if marked else kind
 
     def of_view(self, view: Any) -> list[str]:
         """What holds this one view on a thread."""
@@ -226,6 +234,18 @@ class Judge:
                 reason = why_unsafe(receiver)
                 if reason is not None:
                     yield f"the receiver {dotted_name(receiver)} of request_{name} {reason}"
+
+
+def _kind_of(view: Any, method: str | None) -> tuple[bool, list[str]]:
+    if is_coroutine_view(view):
+        return True, []
+    if _awaits(view):
+        return True, ["the view is a @sync_view"]
+    described = integrations.describe(view, method)
+    if described is None:
+        return False, []
+    coroutine, reasons = _most_restricted(described, named=method is None)
+    return coroutine, [*unknown_decorators(view), *reasons]
 
 
 def _awaits(view: Any) -> bool:

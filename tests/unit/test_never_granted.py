@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
@@ -462,6 +464,89 @@ class PlainOverInitial(AsyncChecks):
 def test_a_plain_check_over_a_coroutine(ask: Ask, kind: Any) -> None:
     with pytest.raises(TypeError, match="Make it `async def`"):
         ask(kind.as_view())
+
+
+# What was found of a class is true until the class is changed.
+
+
+class Plain(permissions.BasePermission):
+    def has_permission(self, request, view):
+        return False
+
+
+class PlainOverPlain(Plain):
+    def has_permission(self, request, view):
+        return super().has_permission(request, view) and True
+
+
+@pytest.fixture
+def known(ask: Ask) -> Callable[[], int]:
+    """Asks a view whose permission was asked before."""
+    view = Open.as_view(permission_classes=[PlainOverPlain])
+    assert ask(view) in REFUSED
+    assert ask(view) in REFUSED
+    return lambda: ask(view)
+
+
+def test_a_base_that_is_changed(known: Callable[[], int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Plain, "has_permission", No.has_permission)
+    with pytest.raises(TypeError, match="always true"):
+        known()
+    monkeypatch.setattr(PlainOverPlain, "has_permission", No.has_permission)
+    assert known() in REFUSED
+
+
+def test_a_base_that_is_added(known: Callable[[], int]) -> None:
+    PlainOverPlain.__bases__ = (type("Between", (No, Plain), {}),)
+    try:
+        with pytest.raises(TypeError, match="always true"):
+            known()
+    finally:
+        PlainOverPlain.__bases__ = (Plain,)
+    assert known() in REFUSED
+
+
+def test_a_base_that_has_one_at_last(
+    known: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(PlainOverPlain, "has_permission")
+    monkeypatch.setattr(
+        PlainOverPlain, "has_permission", property(lambda self: functools.partial(asked, self))
+    )
+    assert known() in REFUSED
+
+
+async def asked(*args: object) -> bool:
+    return False
+
+
+@pytest.mark.parametrize("name", ["has_permission", "has_object_permission"])
+def test_a_method_that_is_mocked(
+    known: Callable[[], int], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    denied = mock.AsyncMock(return_value=False)
+    with mock.patch.object(PlainOverPlain, name, denied):
+        assert known() in REFUSED
+        assert PlainOverPlain().has_object_permission(None, None, None) is (
+            name == "has_permission"
+        )
+    assert known() in REFUSED
+    assert PlainOverPlain().has_object_permission(None, None, None)
+
+
+def test_a_class_made_for_one_request_is_freed() -> None:
+    def made() -> weakref.ref[Any]:
+        class Once(No):
+            async def has_permission(self, request, view):
+                return await super().has_permission(request, view)
+
+        for _ in range(2):
+            assert Once().has_permission(None, None) is False
+        return weakref.ref(Once)
+
+    kind = made()
+    gc.collect()
+    assert kind() is None
 
 
 class ForgetsToAwait(permissions.BasePermission):

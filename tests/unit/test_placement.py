@@ -11,9 +11,10 @@ from django.core.checks import run_checks
 from django.core.management import call_command
 from django.core.signals import request_finished
 from django.test import override_settings
+from django.views.decorators.csrf import csrf_exempt
 
 from driver import Site
-from greenroom import loop_safe
+from greenroom import integrations, loop_safe, on_thread
 from greenroom.placement import DJANGO, Known, why_unsafe
 from project import middleware
 
@@ -239,3 +240,42 @@ def test_interleaved_placements_use_their_own_middleware_log() -> None:
         assert one.app.handler.judge._middleware[0][1] is middleware.function
         with Site("auto") as other:
             assert other.app.handler.judge._middleware == []
+
+
+def test_a_view_is_described_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rest_framework.views import APIView
+
+    asked = []
+
+    def describe(view: Any, method: str | None) -> Any:
+        asked.append(method)
+        return described(view, method)
+
+    described = integrations.describe
+    monkeypatch.setattr(integrations, "describe", describe)
+    view, other = APIView.as_view(), APIView.as_view()
+    with Site("auto") as site:
+        judge = site.app.handler.judge
+        for _ in range(2):
+            assert not judge.place(view, "GET").coroutine
+            assert not judge.fits_loop(view, "GET")
+        judge.place(other, "GET")
+        judge.place(view)
+        assert asked == ["GET", "GET", None]
+        # With other settings it may be another.
+        with override_settings(GREENROOM={"LOOP_SAFE": ["a.b"]}):
+            judge.place(view, "GET")
+        assert asked[3:] == ["GET"]
+        # Whoever sends requests makes methods up: they are not remembered.
+        for _ in range(2):
+            judge.place(view, "MADE-UP")
+        assert asked[4:] == ["MADE-UP", "MADE-UP"]
+        # A mark counts at once.
+        assert judge.fits_loop(coroutine_view, "GET")
+        on_thread(coroutine_view)
+        assert not judge.fits_loop(coroutine_view, "GET")
+        del coroutine_view._greenroom_on_thread  # type: ignore[attr-defined]
+
+
+@csrf_exempt
+async def coroutine_view(request: Any) -> None: ...

@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Generator
-from types import CodeType, FrameType, FunctionType
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
+from types import CodeType, FrameType, FunctionType, GetSetDescriptorType, MethodType, NoneType
 from typing import Any
+from weakref import ref
 
 from asgiref.sync import iscoroutinefunction
 
@@ -28,9 +29,14 @@ from ..bridge import await_, in_bridge
 _OF_COROUTINES = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR | inspect.CO_ITERABLE_COROUTINE
 _COMPREHENSIONS = ("<genexpr>", "<listcomp>", "<setcomp>", "<dictcomp>")
 
+# Most answers are of these, and told without the microsecond of `isawaitable`.
+_NEVER_AWAITABLE = frozenset({NoneType, bool, int, float, str, bytes, tuple, list, dict})
+
 
 def settled(result: Any) -> Any:
     """What comes of it in the end, if it is awaitable."""
+    if type(result) in _NEVER_AWAITABLE:
+        return result
     while inspect.isawaitable(result):
         result = await_(result)
     return result
@@ -53,7 +59,7 @@ class Method:
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         result = self.written()(*args, **kwargs)
-        if not inspect.isawaitable(result):
+        if type(result) in _NEVER_AWAITABLE or not inspect.isawaitable(result):
             return self.finish(result)
         if _is_of_coroutine(sys._getframe(1)):
             return self.later(result)
@@ -71,6 +77,8 @@ class Method:
             return self.own
         kind = type(self.owner)
         attribute = find(kind, self.name)
+        if type(attribute) is FunctionType:
+            return MethodType(attribute, self.owner)
         bind = getattr(type(attribute), "__get__", None)
         return attribute if bind is None else bind(attribute, self.owner, kind)
 
@@ -206,9 +214,86 @@ def made(kind: Any, prepare: Callable[[Any], object]) -> None:
 
 def find(kind: type, name: str) -> Any:
     for each in kind.__mro__:
-        if name in vars(each):
-            return vars(each)[name]
+        own = each.__dict__
+        if name in own:
+            return own[name]
     return None
+
+
+class Found:
+    """What was found of a class, for as long as it is true.
+
+    It is true while the class and its bases have the same functions by the names of `methods`,
+    which its instances are given: tests replace functions, for one. They are referred to
+    weakly: a class may be made for one request, and its functions may refer to it.
+    """
+
+    __slots__ = ("_bases", "_functions", "methods", "operands")
+
+    @classmethod
+    def of(
+        cls, kind: type, methods: dict[str, type[Method]], operands: tuple[str, ...]
+    ) -> Found | None:
+        """None of a class whose instances have to be looked at, each of them."""
+        if (
+            find(kind, "__getattribute__") is not vars(object)["__getattribute__"]
+            or find(kind, "__class__") is not vars(object)["__class__"]
+            or type(find(kind, "__dict__")) is not GetSetDescriptorType
+            or any(type(find(kind, name)) is not FunctionType for name in methods)
+            or not all(_is_looked_up_plainly(each, methods) for each in kind.__mro__)
+        ):
+            return None
+        # `object` has none of them, and never will.
+        functions = [
+            (place, name, getattr(each, name, _MISSING))
+            for place, each in enumerate(kind.__mro__[:-1])
+            for name in methods
+        ]
+        if not all(type(each) is FunctionType or each is _MISSING for *_, each in functions):
+            return None
+        return cls(kind, methods, operands, functions)
+
+    def __init__(
+        self,
+        kind: type,
+        methods: dict[str, type[Method]],
+        operands: tuple[str, ...],
+        functions: list[tuple[int, str, Any]],
+    ) -> None:
+        self.methods = tuple(methods.items())
+        self.operands = operands
+        self._bases = len(kind.__mro__)
+        self._functions = tuple(
+            (place, name, _missing if each is _MISSING else ref(each))
+            for place, name, each in functions
+        )
+
+    def is_true_of(self, kind: type) -> bool:
+        bases = kind.__mro__
+        if len(bases) != self._bases:
+            return False
+        # Of each base too: a plain method may call, by super(), what became a coroutine.
+        for place, name, function in self._functions:
+            if getattr(bases[place], name, _MISSING) is not function():
+                return False
+        return True
+
+
+_MISSING: Any = object()
+
+
+def _missing() -> Any:
+    return _MISSING
+
+
+def _is_looked_up_plainly(kind: type, names: Iterable[str]) -> bool:
+    """Whether ``getattr(kind, name)`` is what it or a base has by that name."""
+    meta = type(kind)
+    return (
+        find(meta, "__getattribute__") is vars(type)["__getattribute__"]
+        and find(meta, "__getattr__") is None
+        and all(find(meta, name) is None for name in names)
+    )
 
 
 def function(attribute: Any) -> Any:

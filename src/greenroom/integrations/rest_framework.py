@@ -74,6 +74,7 @@ from .. import loops
 from . import View, register, when_imported
 from .awaiting import (
     Check,
+    Found,
     Method,
     Proxy,
     Question,
@@ -341,7 +342,25 @@ def _prepare(view: Any) -> None:
 
 def _awaiting(policy: Any, names: tuple[str, ...]) -> Any:
     """`policy`, whose methods of these names return results."""
-    for operand in _operands(policy):
+    kind = type(policy)
+    known = _policies_found.get(kind)
+    found = known.get(names) if known is not None else None
+    if found is None or not found.is_true_of(kind):
+        return _looked_at(policy, names)
+    for operand in found.operands:
+        setattr(policy, operand, _awaiting(getattr(policy, operand), names))
+    own = policy.__dict__
+    for name, method in found.methods:
+        there = own.get(name)
+        if there is None or not isinstance(there, Method):
+            own[name] = method(policy, name, there)
+    return policy
+
+
+def _looked_at(policy: Any, names: tuple[str, ...]) -> Any:
+    """As `_awaiting`, of any policy: nothing is known of its class."""
+    operands = _operands(policy)
+    for operand in operands:
         # Replaced by itself, or by what stands for it.
         setattr(policy, operand, _awaiting(getattr(policy, operand), names))
     kind = type(policy)
@@ -368,6 +387,9 @@ def _awaiting(policy: Any, names: tuple[str, ...]) -> Any:
     # A property, for one, is found before what stands in the dictionary.
     if not all(isinstance(getattr(policy, name), Method) for name in wanted):
         return Proxy(policy, wanted)
+    known = _policies_found.setdefault(kind, {})
+    if known.get(names, _NOT_YET) is not None:
+        known[names] = Found.of(kind, wanted, operands) if wanted.keys() >= set(names) else None
     return policy
 
 
@@ -390,6 +412,9 @@ def _restore(instance: Any, name: str, own: Any) -> None:
 # Classes: which of their methods are replaced in their instances.
 
 _found: WeakKeyDictionary[type, tuple[str, ...]] = WeakKeyDictionary()
+# By the names of `_awaiting`; None of a class whose instances are looked at, each of them.
+_policies_found: WeakKeyDictionary[type, dict[tuple[str, ...], Found | None]] = WeakKeyDictionary()
+_NOT_YET: Any = object()
 _views_found: WeakKeyDictionary[type, tuple[tuple[str, type[Method]], ...]] = WeakKeyDictionary()
 _fields_found: WeakKeyDictionary[type, tuple[str, ...]] = WeakKeyDictionary()
 
