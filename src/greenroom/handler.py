@@ -7,9 +7,9 @@ the thread or suspends the task.
 
 What the placement foresaw is a hint. A plain view that turns up on the loop (a
 middleware changed the URLconf or the language) is run on a thread; so is deferred
-rendering, since templates call code that nobody read. Error responses and log
-records are made off the loop: they render templates, read source files and send
-mail.
+rendering, since templates call code that nobody read, unless an integration knows
+what is called (`integrations.rendered`). Error responses and log records are made off
+the loop: they render templates, read source files and send mail.
 
 Django's converter of exceptions catches `Exception`. A cancellation or
 `SystemExit` passes through all middlewares, and `close_unanswered` then does what
@@ -40,7 +40,7 @@ from django.urls import ResolverMatch, get_resolver
 from django.utils.log import log_response
 from django.utils.module_loading import import_string
 
-from . import conf
+from . import conf, integrations
 from .bridge import await_, in_bridge, run
 from .errors import Overloaded, ViewError
 from .off_loop import off_loop
@@ -195,6 +195,8 @@ class Handler(BaseHandler):
         try:
             if iscoroutinefunction(response.render):
                 return await_(response.render())
+            if in_bridge() and integrations.rendered(response):
+                return response
             return off_loop(response.render)
         except Exception as exc:
             answer = self.process_exception_by_middleware(exc, request)

@@ -9,15 +9,27 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from unittest import mock
+from uuid import UUID
 
 import pytest
 from django.test import AsyncClient, Client, override_settings
+from django.urls import path
+from django.utils.functional import lazystr
+from rest_framework import renderers
+from rest_framework.response import Response
 from rest_framework.test import APIClient, APIRequestFactory
+from rest_framework.utils.serializer_helpers import ReturnDict
+from rest_framework.views import APIView
 
 from driver import Cancellable, Site
 from greenroom import sync_view
+from greenroom.bridge import in_bridge
 from greenroom.errors import BridgeError, Overloaded
 from project import urls_rest
 
@@ -197,6 +209,103 @@ def test_an_exception_handler(ask: Ask) -> None:
 def test_parsers_and_renderers(rest: Site) -> None:
     answer = rest.get("/text/", "POST", b"one\ntwo", CONTENT_TYPE="text/plain")
     assert (answer.code, answer.text) == (200, "one|two")
+
+
+@pytest.mark.parametrize(
+    ("data", "body"),
+    [
+        ({"a": [1, None, "é"]}, '{"a":[1,null,"é"]}'),
+        (None, ""),
+        ([datetime(2026, 1, 2, tzinfo=UTC), Decimal("1.5")], '["2026-01-02T00:00:00Z",1.5]'),
+        (ReturnDict({"a": UUID(int=1)}, serializer=None), f'{{"a":"{UUID(int=1)}"}}'),
+    ],
+)
+def test_json_is_rendered_on_the_loop(data: Any, body: str) -> None:
+    assert rendered(data) == (body, [True])
+
+
+def test_types_that_are_not_known_are_rendered_on_a_thread() -> None:
+    class Lazy:
+        def __iter__(self):
+            yield in_bridge()
+
+    assert rendered([1, Lazy()]) == ("[1,[false]]", [True, False])
+    assert rendered([lazystr("lazy")]) == ('["lazy"]', [True, False])
+    # What can't be rendered raises the same error.
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        rendered([object()])
+    with pytest.raises(ValueError, match="Out of range float"):
+        rendered([float("nan")])
+
+
+class Shouting(renderers.JSONRenderer):
+    def render(self, data, accepted_media_type=None, renderer_context=None):
+        return super().render(str(data).upper())
+
+
+def own_method() -> Any:
+    renderer = renderers.JSONRenderer()
+    renderer.render = lambda *args: b"own"  # type: ignore[method-assign]
+    return renderer
+
+
+@pytest.mark.parametrize(
+    ("more", "body"),
+    [
+        ({"HTTP_ACCEPT": "application/json; indent=1"}, '[\n "a"\n]'),
+        ({"renderer": Shouting}, "\"['A']\""),
+        ({"renderer": own_method}, "own"),
+        ({"response": type("Own", (Response,), {})}, '["a"]'),
+        ({"callback": lambda response: None}, '["a"]'),
+    ],
+)
+def test_other_responses_are_rendered_on_a_thread(more: dict[str, Any], body: str) -> None:
+    assert rendered(["a"], **more) == (body, [False])
+
+
+def test_what_renders_json_may_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Encoder(renderers.JSONRenderer.encoder_class):  # type: ignore[name-defined,misc]
+        def encode(self, o):
+            return "encoded"
+
+    monkeypatch.setattr(renderers.JSONRenderer, "encoder_class", Encoder)
+    assert rendered([]) == ("encoded", [False])
+    monkeypatch.undo()
+    monkeypatch.setattr(renderers.JSONRenderer, "render", lambda *args: b"replaced")
+    assert rendered([]) == ("replaced", [False])
+
+
+def rendered(data: Any, **more: Any) -> tuple[str, list[bool]]:
+    """What a coroutine view on the loop answers; and each time it was rendered, whether there."""
+    renderer = more.pop("renderer", renderers.JSONRenderer)
+    kind = more.pop("response", Response)
+    callback = more.pop("callback", None)
+    places = []
+
+    class Noted(APIView):
+        authentication_classes = ()
+        renderer_classes = (renderer,)
+
+        async def get(self, request):
+            response = kind(data)
+            if callback is not None:
+                response.add_post_render_callback(callback)
+            return response
+
+    def content(response: Any) -> Any:
+        places.append(in_bridge())
+        return written.fget(response)
+
+    written: Any = Response.rendered_content
+    urls = ModuleType("urls")
+    urls.urlpatterns = [path("", Noted.as_view())]  # type: ignore[attr-defined]
+    with (
+        mock.patch.object(Response, "rendered_content", property(content)),
+        Site("loop", ROOT_URLCONF=urls, DEBUG_PROPAGATE_EXCEPTIONS=True) as site,
+    ):
+        answer = site.get("/", **more)
+    assert answer.code == 200
+    return answer.text, places
 
 
 def test_options_say_what_may_be_done(ask: Ask) -> None:

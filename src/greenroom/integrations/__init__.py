@@ -45,6 +45,7 @@ def apply() -> None:
         allauth,
         auth_mixins,
         debug_toolbar,
+        json_responses,
         opentelemetry,
         rest_framework,
         whitenoise,
@@ -54,6 +55,7 @@ def apply() -> None:
         allauth,
         auth_mixins,
         debug_toolbar,
+        json_responses,
         opentelemetry,
         rest_framework,
         whitenoise,
@@ -81,6 +83,19 @@ def describe(view: Any, method: str | None) -> tuple[tuple[str, View], ...] | No
             names = (method,) if method is not None else names
             return tuple((name, described(view, name)) for name in names)
     return None
+
+
+_renderers: list[Callable[[Any], bool]] = []
+
+
+def rendered_by(render: Callable[[Any], bool]) -> None:
+    """Have `render` asked to render responses on the loop. It returns whether it has."""
+    _renderers.append(render)
+
+
+def rendered(response: Any) -> bool:
+    """Render a response here, on the loop, if that runs known code only. Returns whether it was."""
+    return any(render(response) for render in _renderers)
 
 
 def when_imported(name: str, hook: Callable[[Any], None]) -> None:
