@@ -12,7 +12,15 @@ import pytest
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
 
-from greenroom.worker import SettingError, _bind, _logs_accesses, _name, _options, _sockets
+from greenroom.worker import (
+    SettingError,
+    _bind,
+    _logs_accesses,
+    _logs_debug,
+    _name,
+    _options,
+    _sockets,
+)
 
 
 @pytest.fixture
@@ -88,6 +96,9 @@ class Counting(Logger):
     def access(self, *args: Any) -> None:
         pass
 
+    def debug(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
 
 @pytest.mark.parametrize("kind", [Logger, Counting])
 @pytest.mark.parametrize("accesslog", [None, "-"])
@@ -99,3 +110,13 @@ def test_only_gunicorns_own_logger_without_an_access_log_is_left_alone(
     log = kind(config)
     silent = kind is Logger and accesslog is None and hasattr(Logger, "access_log_enabled")
     assert _logs_accesses(log) is not silent
+
+
+@pytest.mark.parametrize("kind", [Logger, Counting])
+@pytest.mark.parametrize("level", ["debug", "info"])
+def test_only_gunicorns_own_logger_on_another_level_is_not_told_of_each_request(
+    kind: type[Logger], level: str
+) -> None:
+    config = Config()
+    config.set("loglevel", level)
+    assert _logs_debug(kind(config)) is not (kind is Logger and level == "info")
