@@ -258,6 +258,8 @@ class _WSGIExchange(Exchange):
         return f"{self.method} {self.environ.get('PATH_INFO', '')!r}"
 
     def respond(self) -> HttpResponseBase:
+        if not sentry.is_loaded():
+            return super().respond()
         return sentry.traced(super().respond, self.environ, lambda: (self.status, self.headers))
 
     def find_path(self) -> str:

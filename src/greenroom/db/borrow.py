@@ -131,6 +131,8 @@ class Scope:
                     else:
                         wrapper.scope = None
             return
+        if not self.wrappers:
+            return
         wrappers, self.wrappers = self.wrappers, {}
         with _unguarded():
             for wrapper in wrappers.values():
@@ -150,7 +152,8 @@ def begin(name: str, *, own: bool = False) -> Scope:
         if isinstance(wrapper, Wrapper):
             wrapper.scope = scope
             scope.blocks[alias] = len(wrapper.blocks)
-    _use_lent(scope)
+    if lent:
+        _use_lent(scope)
     _scope.set(scope)
     return scope
 
@@ -182,7 +185,7 @@ def leave(scope: Scope) -> None:
     """End a scope, and that which took its place in this context."""
     scope.close()
     after = _scope.get()
-    if after is not None:
+    if after is not None and after is not scope:
         after.close()
 
 
@@ -268,10 +271,9 @@ class Wrappers:
                 # It was made before the tests began, by the import of a model: make another.
                 raise AttributeError(alias)
             return wrapper
-        try:
-            wrapper = scope.wrappers[alias]
-        except KeyError:
-            raise AttributeError(alias) from None
+        wrapper = scope.wrappers.get(alias)
+        if wrapper is None:
+            raise AttributeError(alias)
         if scope.own and not isinstance(wrapper, Wrapper) and asyncio._get_running_loop():
             raise _refused(alias)
         return wrapper

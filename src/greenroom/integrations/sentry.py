@@ -35,6 +35,11 @@ T = TypeVar("T")
 Environ = dict[str, Any]
 
 
+def is_loaded() -> bool:
+    """Whether there may be something to call: no cost to projects that don't use it."""
+    return "sentry_sdk.integrations.django" in sys.modules
+
+
 def traced(answer: Callable[[], T], environ: Environ, head: Callable[[], tuple[Any, Any]]) -> T:
     """Call `answer` within a transaction; `head` then gives the status and the fields."""
     found = _integration()
