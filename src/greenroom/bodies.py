@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextvars import copy_context
 from functools import partial
 from queue import SimpleQueue
@@ -30,16 +30,11 @@ _KNOWN_STREAMS = frozenset({StreamingHttpResponse, FileResponse})
 
 
 class Parts(list[bytes]):
-    """A complete body, and how its response is closed once it is written."""
+    """A complete body; `aclose`, if it is set, closes its response once it is written."""
 
     __slots__ = ("aclose",)
 
-    def __init__(
-        self, parts: Iterable[bytes], close: Callable[[], Awaitable[Any]] | None = None
-    ) -> None:
-        super().__init__(parts)
-        if close is not None:
-            self.aclose = close
+    aclose: Callable[[], Awaitable[Any]]
 
 
 class Stream:

@@ -65,6 +65,7 @@ import types
 from asyncio import CancelledError, _get_running_loop, current_task
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from functools import partial, wraps
+from types import CoroutineType
 from typing import Any, ParamSpec, TypeVar, cast
 from weakref import WeakSet
 
@@ -90,8 +91,8 @@ def run(fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Generator[Any, An
     task = current_task()
     if task is None:
         raise BridgeError("run() was awaited outside of a task: use asyncio.create_task().")
-    pool = _pool()
-    bridge = pool.take()
+    pool = _thread.pool or _pool()
+    bridge = pool.idle.pop() if pool.idle else pool.make()
     bridge.task = task
     bridge.parent = parent = getcurrent()
     bridge.gr_context = parent.gr_context
@@ -133,7 +134,7 @@ def run(fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Generator[Any, An
         finally:
             # The traceback refers to this frame: break the cycle.
             del error, result, value
-    return cast("T", result)
+    return result  # type: ignore[no-any-return]
 
 
 def await_(awaitable: Awaitable[T]) -> T:
@@ -155,14 +156,14 @@ def await_(awaitable: Awaitable[T]) -> T:
         raise _refuse(awaitable, _OUTSIDE)
     if _collecting == threading.get_ident():
         raise _refuse(awaitable, _IN_FINALISER)
-    coroutine = awaitable if inspect.iscoroutine(awaitable) else _coroutine(awaitable)
+    coroutine = awaitable if isinstance(awaitable, CoroutineType) else _coroutine(awaitable)
     # Here as below: a future refers to its error, whose traceback refers to this frame.
     del awaitable
     send = coroutine.send
     try:
         value = send(None)
     except StopIteration as stop:
-        return cast("T", stop.value)
+        return stop.value  # type: ignore[no-any-return]
     if _in_del():
         coroutine.close()
         raise _refuse(None, _IN_FINALISER)
@@ -185,13 +186,13 @@ def await_(awaitable: Awaitable[T]) -> T:
             try:
                 value = coroutine.throw(exc)
             except StopIteration as stop:
-                return cast("T", stop.value)
+                return stop.value  # type: ignore[no-any-return]
         else:
             value = None
             try:
                 value = send(sent)
             except StopIteration as stop:
-                return cast("T", stop.value)
+                return stop.value  # type: ignore[no-any-return]
 
 
 def bridged(fn: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
@@ -390,9 +391,7 @@ class _Pool:
             root = root.parent
         self.root = root
 
-    def take(self) -> _Bridge:
-        if self.idle:
-            return self.idle.pop()
+    def make(self) -> _Bridge:
         bridge = _Bridge()
         self.bridges.add(bridge)
         bridge.switch()

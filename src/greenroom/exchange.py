@@ -34,7 +34,7 @@ from asgiref.sync import sync_to_async
 from django.core.exceptions import RequestDataTooBig
 from django.db import close_old_connections, connections
 from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest
-from django.http.response import HttpResponseBase
+from django.http.response import HttpResponseBase, ResponseHeaders
 from django.urls import Resolver404, ResolverMatch
 
 from . import handler, loops
@@ -153,7 +153,7 @@ class Exchange(ABC):
         except Exception:
             # The request cycle will raise it again, and answer it.
             return PLAIN
-        placement = judge.place(self.match.func, self.method)
+        placement = judge.place(self.match.func, self.method, looked=True)
         self.on_loop = placement.on_loop
         return placement
 
@@ -177,7 +177,8 @@ class Exchange(ABC):
         else:
             request.lifespan = self.state  # type: ignore[attr-defined]
             if self.on_loop:
-                setattr(request, handler.ON_LOOP, True)
+                view = None if self.match is None else self.match.func
+                setattr(request, handler.ON_LOOP, (view, self.method))
             application.handler.set_hint(request, self.path_info, self.match)
             response = application.handler.get_response(request)
             self.source = handler.forget(request)
@@ -186,7 +187,7 @@ class Exchange(ABC):
         self.status = f"{response.status_code} {response.reason_phrase}"
         code = response.status_code
         self.omits_body = self.method == "HEAD" or code in (204, 304)
-        self.headers = [*response.items()]
+        self.headers = _fields_of(response)
         for cookie in response.cookies.values():
             self.headers.append(("Set-Cookie", cookie.output(header="").strip()))
         return response
@@ -281,7 +282,9 @@ class Exchange(ABC):
 
     def _body_on_loop(self, threads: Threads, response: Any) -> Any:
         if not response.streaming:
-            return Parts(response, self.aclose)
+            parts = Parts(response)
+            parts.aclose = self.aclose
+            return parts
         file = self.file_of(response)
         if file is not None:
             return self._wrapped(response, file)
@@ -356,6 +359,14 @@ class Exchange(ABC):
         wrapper = self.file_wrapper(file, response.block_size)
         wrapper.aclose = self.aclose
         return wrapper
+
+
+def _fields_of(response: HttpResponseBase) -> list[tuple[str, str]]:
+    """What `items()` gives, which makes three calls for each field."""
+    headers = response.headers
+    if type(headers) is ResponseHeaders and type(response).items is HttpResponseBase.items:
+        return list(headers._store.values())
+    return list(response.items())
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

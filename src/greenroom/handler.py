@@ -55,7 +55,8 @@ logger = logging.getLogger("django.request")
 _RESPONSE = "_greenroom_response"
 _SOURCE = "_greenroom_source"
 _HINT = "_greenroom_hint"
-# Present on a request whose synchronous code runs on the loop.
+# Present on a request whose synchronous code runs on the loop: the view and the method for
+# which that was decided.
 ON_LOOP = "_greenroom_on_loop"
 
 
@@ -155,7 +156,8 @@ class Handler(BaseHandler):
 
     def _get_response(self, request: HttpRequest) -> HttpResponseBase:
         response: Any = None
-        view, args, kwargs = self.resolve_request(request)
+        match = self.resolve_request(request)
+        view, args, kwargs = match.func, match.args, match.kwargs
         for hook in self._view_middleware:
             response = hook(request, view, args, kwargs)
             if response:
@@ -177,9 +179,10 @@ class Handler(BaseHandler):
         return response  # type: ignore[no-any-return]
 
     def _call_view(self, view: Any, request: HttpRequest, args: Any, kwargs: Any) -> Any:
+        placed = request.__dict__.get(ON_LOOP) == (view, request.method)
         if not in_bridge():
             call = _call_on_thread
-        elif self.judge.fits_loop(view, request.method):
+        elif placed or self.judge.fits_loop(view, request.method):
             call = _call_on_loop
         else:
             return off_loop(self._call_view, view, request, args, kwargs)
@@ -375,7 +378,7 @@ async def _call(view: Any, request: HttpRequest, args: Any, kwargs: Any) -> Any:
 def _settle(view: Any, result: Any) -> Any:
     if isinstance(result, HttpResponseBase):
         return result
-    if inspect.isawaitable(result):
+    if type(result) is CoroutineType or inspect.isawaitable(result):
         return await_(result)
     if inspect.isgenerator(result):
         result.close()

@@ -73,6 +73,8 @@ private, relied on                     for
 `Signal.receivers`
 `StreamingHttpResponse._iterator`      to close a coroutine view's generator
 `HttpResponseBase._resource_closers`   as Django's own handlers do
+`ResponseHeaders._store`               the fields of a response: `items()` makes three
+                                       calls for each
 `RoutePattern._route`,                 whether a pattern is translated
 `RegexPattern._regex`
 `BaseHandler._view_middleware` …       as Django's own handlers do

@@ -137,15 +137,16 @@ class Judge:
             FunctionType, dict[str | None, tuple[conf.Settings, tuple[bool, list[str]]]]
         ] = WeakKeyDictionary()
 
-    def place(self, view: Any, method: str | None = None) -> Placement:
+    def place(self, view: Any, method: str | None = None, *, looked: bool = False) -> Placement:
         """The placement of a request that this view answers.
 
         Without a method, that of the most restricted method that is a coroutine.
+        `looked`: `may_resolve` was asked a moment ago, so that the surroundings are known.
         """
         coroutine, own = self._kind(view, method)
         if not coroutine:
             return PLAIN
-        reasons = self.surroundings() or own
+        reasons = (self._reasons if looked else self.surroundings()) or own
         if not reasons:
             return ON_LOOP
         return Placement(on_loop=False, coroutine=True, reason="; ".join(reasons))

@@ -160,7 +160,7 @@ class Threads:
             if kind != START or self._running[START] == 0:
                 self._claim_and_wake()
             waiting = any(self._queues)
-        if waiting:
+        if waiting and self._timer is None:
             self._arm()
 
     def hurry(self, call: Call) -> None:

@@ -28,6 +28,13 @@ class Place:
         return self.get_response(request)
 
 
+class Method(MiddlewareMixin):
+    """Another method than the one that was asked with."""
+
+    def process_request(self, request):
+        request.method = request.headers.get("X-Method", request.method)
+
+
 def function(get_response):
     def middleware(request):
         log.append("function in")

@@ -18,10 +18,12 @@ from wsgiref.validate import validator
 import pytest
 from django.core.cache import caches
 from django.core.signals import request_finished
+from django.http import HttpResponse
 
 import driver
 from driver import Answer, Site
 from greenroom import loops
+from greenroom.exchange import _fields_of
 from greenroom.threads import Threads
 from project import lifespans, views
 
@@ -42,6 +44,20 @@ def serve_on_thread(app: Any, path: str, **extra: Any) -> Answer:
         if hasattr(result, "close"):
             result.close()
     return answer
+
+
+class OfItsOwn(HttpResponse):
+    def items(self) -> Any:
+        return [("X-Of-Its-Own", "1")]
+
+
+@pytest.mark.parametrize("kind", [HttpResponse, OfItsOwn])
+def test_the_fields_of_a_response_are_its_items(kind: type[HttpResponse]) -> None:
+    response = kind(b"x", headers={"X-One": "1", "x-TWO": 2})
+    response["X-one"] = "another"
+    response["Content-length"] = "1"
+    del response["x-two"]
+    assert _fields_of(response) == list(response.items())
 
 
 @pytest.mark.parametrize(

@@ -778,12 +778,12 @@ def test_a_greenlet_that_nobody_refers_to_ends() -> None:
         finally:
             ended.append("finally")
 
-    one = bridge._Pool().take()
+    one = bridge._Pool().make()
     one.switch(fn, (), {})
     one.throw(greenlet.GreenletExit)
     assert ended == ["finally"]
     assert one.dead
-    one = bridge._Pool().take()
+    one = bridge._Pool().make()
     one.switch(len, ((),), {})
     ref = weakref.ref(one)
     assert one.finished

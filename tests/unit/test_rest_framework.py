@@ -74,6 +74,13 @@ def ask(request: pytest.FixtureRequest) -> Iterator[Ask]:
             yield ask
 
 
+def test_a_method_that_a_middleware_changes_decides_anew(rest: Site) -> None:
+    rest.use("project.middleware.Method")
+    assert json.loads(rest.get("/both/").body) == {"by": "coroutine", "on": "loop"}
+    found = json.loads(rest.get("/both/", HTTP_X_METHOD="POST").body)
+    assert (found["by"], found["on"]) == ("plain", "thread")
+
+
 def _loaded(body: bytes) -> Any:
     return json.loads(body) if body[:1] in b'{["' and body else body.decode()
 

@@ -191,7 +191,7 @@ class Exchange:
     async def _call(self) -> None:
         server = self.connection.server
         body = server.app(self.environ, self.response.start_response)
-        if _is_awaitable(body):
+        if type(body) is CoroutineType or _is_awaitable(body):
             body = await body
         try:
             if hasattr(body, "__len__"):

@@ -331,7 +331,7 @@ class Connection(asyncio.Protocol):
             self.deadline = now + (
                 server.config.drain_grace if server.draining else server.config.keepalive
             )
-        if self._state <= BODY and not self._busy:
+        if self._reading_paused and self._state <= BODY and not self._busy:
             self._resume_reading()
 
     # What the server calls.
@@ -441,9 +441,13 @@ class Connection(asyncio.Protocol):
         end += 4
         if end > config.max_head:
             raise PeerError(431, "head too large")
-        with memoryview(buffer) as view:
-            head = bytes(view[:end])
-        del buffer[:end]
+        if end == len(buffer):
+            head = bytes(buffer)
+            buffer.clear()
+        else:
+            with memoryview(buffer) as view:
+                head = bytes(view[:end])
+            del buffer[:end]
         self._scanned = 0
         request = self._request = Request()
         environ = self._environ = parse(request, head, config, self._base, self._trusted)
@@ -550,7 +554,7 @@ class Connection(asyncio.Protocol):
             self._watch_writing()
         else:
             self.deadline = inf
-        if len(self._buffer) <= _PIPELINED:
+        if self._reading_paused and len(self._buffer) <= _PIPELINED:
             self._resume_reading()
         self.exchange = Exchange(self, request, environ, spool)
         if self._eof:
