@@ -106,6 +106,11 @@ class Server:
         self.log = log
         self.hooks = hooks or Hooks()
         self.ssl = ssl_context
+        # Whether a transport gives no more at once than its protocol has room for: Windows'
+        # proactor hands on what it has read already, and TLS what it has decrypted.
+        self.receives_into = ssl_context is None and (
+            self.on_uvloop or isinstance(home.loop, asyncio.SelectorEventLoop)
+        )
         self.quota = Quota(config.spool_quota)
         # For what may wait for a disk: never the threads of requests.
         self.disk = ThreadPoolExecutor(2, thread_name_prefix="greenroom-disk")

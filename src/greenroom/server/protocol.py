@@ -23,6 +23,8 @@ Invariants:
   bound: the client of a large body that was refused looks for the answer afterwards.
 - While a body is `_busy` (written to disk by a thread, or giving way to others in the
   middle of the buffer) nothing is read and nothing parsed.
+- The transport has another protocol, an `_Intake`, while a body of known length is
+  received that is on disk in part: from a flush on until its last byte, or its end.
 - Each state has a `deadline`; the server's sweep compares it with the clock once a
   second. There are no timers per request. The deadline of a head isn't renewed by
   its bytes; that of a body is by some thousand of them, that of an answer by any.
@@ -67,6 +69,33 @@ TLS_HANDSHAKE = "a TLS handshake on a port without TLS"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
+class _Intake(asyncio.BufferedProtocol):
+    """What a transport has in place of a connection that receives into its spool's block."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._connection.room()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._connection.filled(nbytes)
+
+    def eof_received(self) -> bool:
+        return self._connection.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connection.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._connection.resume_writing()
+
+
 class Connection(asyncio.Protocol):
     """A connection from accept to `connection_lost`. Belongs to the loop."""
 
@@ -80,6 +109,7 @@ class Connection(asyncio.Protocol):
         "_environ",
         "_eof",
         "_idle_since",
+        "_intake",
         "_lines",
         "_linger_ends",
         "_lingered",
@@ -133,6 +163,7 @@ class Connection(asyncio.Protocol):
         self._decoder: Length | Chunked | None = None
         self._spool: Spool | None = None
         self._busy = False
+        self._intake = False
         self.exchange: Exchange | None = None
 
     def begin(self, environ: Environ, data: bytes, error: PeerError | None) -> None:
@@ -488,11 +519,7 @@ class Connection(asyncio.Protocol):
             else:
                 self._body_complete()
             return True
-        config = self.server.config
-        self._body_progress += len(data)
-        if self._body_progress >= config.body_progress:
-            self._body_progress = 0
-            self.deadline = self.server.loop.time() + config.body_timeout
+        self._progressed(len(data))
         if spool.due:
             self._flush(spool.flush)
             return False
@@ -503,16 +530,73 @@ class Connection(asyncio.Protocol):
             return False
         return bool(data)
 
+    def room(self) -> memoryview:
+        """Where the next bytes of the body go: never one of what follows it."""
+        assert self._spool is not None
+        return self._spool.room(self._decoder.remaining)  # type: ignore[union-attr]
+
+    def filled(self, size: int) -> None:
+        """So much of the body was put there."""
+        decoder, spool = self._decoder, self._spool
+        assert type(decoder) is Length
+        assert spool is not None
+        decoder.took(size)
+        try:
+            spool.filled(size)
+        except PeerError as exc:
+            self._refuse(exc)
+            return
+        self._progressed(size)
+        if decoder.done:
+            self._end_intake()
+            self._flush(spool.rewind)
+        elif spool.due:
+            self._flush(spool.flush)
+
+    def _progressed(self, size: int) -> None:
+        config = self.server.config
+        self._body_progress += size
+        if self._body_progress >= config.body_progress:
+            self._body_progress = 0
+            self.deadline = self.server.loop.time() + config.body_timeout
+
+    def _begin_intake(self) -> None:
+        """Receive the rest of a body where it is kept, if it is one of those."""
+        spool = self._spool
+        if (
+            not self._intake
+            and self.server.receives_into
+            and type(self._decoder) is Length
+            and spool is not None
+            and spool.on_disk
+        ):
+            self._intake = True
+            self._transport.set_protocol(_Intake(self))
+
+    def _end_intake(self) -> None:
+        if self._intake:
+            self._intake = False
+            self._transport.set_protocol(self)
+
     def _flush(self, write: Callable[[], None]) -> None:
         """Write to disk off the loop; read no more meanwhile."""
         self._busy = True
         self._pause_reading()
-        future = self.server.loop.run_in_executor(self.server.disk, write)
-        future.add_done_callback(self._flushed)
+        # Without a future, which costs as much again as the change of thread.
+        self.server.disk.submit(self._write, write)
 
-    def _flushed(self, future: asyncio.Future[None]) -> None:
-        error = None if future.cancelled() else future.exception()
-        if self._state == BODY and (error is not None or future.cancelled()):
+    def _write(self, write: Callable[[], None]) -> None:
+        """On a thread."""
+        error = None
+        try:
+            write()
+        except Exception as exc:
+            error = exc
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self.server.loop.call_soon_threadsafe(self._flushed, error)
+
+    def _flushed(self, error: Exception | None) -> None:
+        if self._state == BODY and error is not None:
             self._busy = False
             self.server.log.error("A request's body can't be written to disk: %s", error)
             self._refuse(PeerError(503, "no room on disk for a request's body"))
@@ -533,6 +617,8 @@ class Connection(asyncio.Protocol):
             if self._eof and self._state == BODY and not self._busy:
                 self._close()
         if self._state <= BODY and not self._busy:
+            if self._state == BODY:
+                self._begin_intake()
             self._resume_reading()
 
     def _body_complete(self) -> None:
@@ -591,6 +677,7 @@ class Connection(asyncio.Protocol):
         self._transport.write(server.refused(error, self._base, self._request or Request()))
         if not self._busy:
             self._drop_body()
+        self._end_intake()
         if self._eof:
             self._close()
         else:

@@ -23,7 +23,7 @@ class FakeTransport(asyncio.Transport):
 
     def __init__(self) -> None:
         super().__init__()
-        self.protocol: Connection | None = None
+        self.protocol: asyncio.BaseProtocol | None = None
         self.written = bytearray()
         self.writes = 0
         self.eof_written = False
@@ -32,6 +32,29 @@ class FakeTransport(asyncio.Transport):
         self.closed = asyncio.Event()
         # Set to keep what is written "unsent".
         self.buffered = 0
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self.protocol = protocol
+
+    async def receive(self, data: bytes) -> None:
+        """What the kernel has, given to the protocol as a transport does while it reads."""
+        while data:
+            while not self.reading:
+                await asyncio.sleep(0.001)
+            protocol = self.protocol
+            if self.closed.is_set():
+                return
+            if isinstance(protocol, asyncio.BufferedProtocol):
+                room = protocol.get_buffer(-1)
+                count = min(len(room), len(data))
+                assert count
+                room[:count] = data[:count]
+                data = data[count:]
+                protocol.buffer_updated(count)
+            else:
+                assert isinstance(protocol, asyncio.Protocol)
+                piece, data = data, b""
+                protocol.data_received(piece)
 
     def write(self, data: Any) -> None:
         assert not self.closed.is_set()
@@ -187,14 +210,11 @@ async def _drive(
     app: Any, pieces: Iterable[bytes], methods: Iterable[str], trusted: bool, config: Any
 ) -> Driven:
     harness = Harness(app, **config)
-    connection, transport = harness.connect(trusted=trusted)
+    _, transport = harness.connect(trusted=trusted)
     for piece in pieces:
-        # The kernel gives nothing to a transport that doesn't read.
-        while not transport.reading:
-            await asyncio.sleep(0.001)
         if transport.closed.is_set():
             break
-        connection.data_received(piece)
+        await transport.receive(piece)
         await asyncio.sleep(0)
     async with asyncio.timeout(10):
         while not (transport.closed.is_set() or transport.eof_written):

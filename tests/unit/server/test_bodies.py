@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import hashlib
+import itertools
 import os
 import random
 import socket
@@ -15,13 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from greenroom.loops import Home
 from greenroom.server import Config, Server
 from greenroom.server.body import BLOCK, Chunked, Quota, Spool
 from greenroom.threads import Threads
 
-from .conftest import RecordingLog
+from .conftest import Harness, RecordingLog, parse_answers
 
 CHUNKED = b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
 LENGTH = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n"
@@ -216,8 +220,7 @@ def test_reading_pauses_while_the_disk_is_slow(
         assert not its_transport.reading
         disk.goes_on.set()
         for _ in range(9):
-            await until(lambda: its_transport.reading)
-            slow.data_received(b"x" * BLOCK)
+            await its_transport.receive(b"x" * BLOCK)
         await until(lambda: its_transport.written.endswith(b"\r\n\r\n%d" % (10 * BLOCK)))
         for each in (its_transport, other_transport):
             each.abort()
@@ -250,6 +253,131 @@ def test_a_disk_that_is_full(
     disk = SlowDisk(monkeypatch)
     disk.error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     asyncio.run(main())
+
+
+# What is received where it is kept.
+
+
+async def _digest(environ: Any, start_response: Any) -> list[bytes]:
+    data = environ["wsgi.input"].read()
+    assert int(environ.get("CONTENT_LENGTH", 0)) == len(data)
+    start_response("200 OK", [])
+    return [hashlib.sha256(data).hexdigest().encode()]
+
+
+@given(
+    size=st.integers(1001, 3_000_000),
+    pieces=st.lists(st.integers(1, 900_000), min_size=1, max_size=8),
+)
+@settings(max_examples=30, deadline=None)
+def test_the_next_request_begins_where_the_body_ends(size: int, pieces: list[int]) -> None:
+    data = random.Random(size).randbytes(size)
+    sent = LENGTH % size + data + LENGTH % 4 + b"next" + GET
+
+    async def main() -> bytes:
+        at = Harness(_digest, max_body_in_memory=1000)
+        _, transport = at.connect()
+        begin = 0
+        for length in itertools.cycle(pieces):
+            if begin >= len(sent):
+                break
+            await transport.receive(sent[begin : begin + length])
+            begin += length
+        await until(lambda: transport.written.count(b"HTTP/1.1 200 OK") == 3)
+        await until(lambda: at.server.quota.used == 0)
+        assert at.server.quota.blocks == 0
+        transport.abort()
+        await at.aclose()
+        return bytes(transport.written)
+
+    answers = parse_answers(asyncio.run(main()))
+    wanted = [hashlib.sha256(each).hexdigest().encode() for each in (data, b"next", b"")]
+    assert [answer.body for answer in answers] == wanted
+
+
+@pytest.mark.parametrize("how", ["lost", "end", "deadline", "eof", "quota"])
+def test_ends_while_it_is_received_into_a_block(harness: Any, how: str, tmp_path: Path) -> None:
+    async def main() -> bytes:
+        quota = 2 * MIB if how == "quota" else None
+        at = harness(count, max_body_in_memory=1000, spool_dir=str(tmp_path), spool_quota=quota)
+        connection, transport = at.connect()
+        _, other_transport = at.connect()
+        for each, size in ((transport, 2 * MIB), (other_transport, 3 * MIB // 2)):
+            await each.receive(LENGTH % size)
+            await each.receive(b"x" * 2000)
+        await transport.receive(b"x" * 500_000)
+        assert isinstance(transport.protocol, asyncio.BufferedProtocol)
+        assert at.server.quota.blocks == 1
+        if how == "lost":
+            transport.abort()
+        elif how == "end":
+            connection.end()
+        elif how == "deadline":
+            connection.on_deadline(at.server.loop.time())
+        elif how == "eof":
+            assert transport.protocol.eof_received() is False
+            transport.close()
+        else:
+            await other_transport.receive(b"x" * MIB)
+            await transport.receive(b"x" * (2 * MIB - 502_001))
+        if how in ("deadline", "quota"):
+            # It is read on, and what comes is thrown away.
+            assert transport.eof_written
+            assert transport.protocol is connection
+            await transport.receive(b"x" * 100_000)
+        for each in (transport, other_transport):
+            each.abort()
+        await until(lambda: not at.server.connections)
+        await until(lambda: at.server.quota.used == 0)
+        assert at.server.quota.blocks == 0
+        await at.aclose()
+        return bytes(transport.written[:12])
+
+    answer = {"deadline": b"HTTP/1.1 408", "quota": b"HTTP/1.1 503"}.get(how, b"")
+    assert asyncio.run(main()) == answer
+    assert os.listdir(tmp_path) == []
+
+
+def test_blocks_are_smaller_the_more_there_are() -> None:
+    quota = Quota(None)
+    sizes = [len(quota.block(100 * MIB)) for _ in range(1000)]
+    assert sizes[0] == 2 * MIB
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] == BLOCK
+    assert sum(sizes) < 400 * MIB
+    # No more than is to come.
+    assert len(Quota(None).block(70_000)) == 70_000
+
+
+@pytest.mark.parametrize("size", [MIB + 1, 5_000_000])
+def test_a_large_body_between_others_on_a_socket(loop_factory: Any, size: int) -> None:
+    data = random.Random(size).randbytes(size)
+
+    async def main() -> bytes:
+        loop = asyncio.get_running_loop()
+        home = Home(loop, Threads(loop, limit=1))
+        home.register()
+        listening = socket.create_server(("127.0.0.1", 0))
+        server = Server(_digest, Config(), home, RecordingLog())
+        server.listen([listening])
+        reader, writer = await asyncio.open_connection(*listening.getsockname())
+        for _ in range(3):
+            writer.write(LENGTH % size + data + LENGTH % 4 + b"next")
+            await writer.drain()
+        writer.write(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        answers = await reader.read()
+        writer.close()
+        await until(lambda: server._open == 0)
+        assert server.quota.used == server.quota.blocks == 0
+        await server.drain(1)
+        await home.aclose()
+        return answers
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        answers = parse_answers(runner.run(main()))
+    wanted = [hashlib.sha256(each).hexdigest().encode() for each in (data, b"next")] * 3
+    wanted.append(hashlib.sha256(b"").hexdigest().encode())
+    assert [answer.body for answer in answers] == wanted
 
 
 # Many at a time, on real sockets.
@@ -299,6 +427,7 @@ def test_the_quota_with_uploads_that_end_in_every_way(loop_factory: Any, tmp_pat
             answers += await asyncio.gather(*uploads)
             await until(lambda: server._open == 0 and not server.exchanges)
             await until(lambda: server.quota.used == 0)
+            assert server.quota.blocks == 0
         # All of it is there again.
         assert (await upload(listening.getsockname(), 1)).endswith(b"\r\n\r\n%d" % size)
         await server.drain(2)
