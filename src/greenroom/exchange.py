@@ -28,6 +28,7 @@ import logging
 from abc import ABC, abstractmethod
 from asyncio import CancelledError
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from functools import partial
 from typing import Any, Protocol
 
 from asgiref.sync import sync_to_async
@@ -38,7 +39,7 @@ from django.http.response import HttpResponseBase, ResponseHeaders
 from django.urls import Resolver404, ResolverMatch
 
 from . import handler, loops
-from .bodies import Parts, Stream, parts_of, stream
+from .bodies import Offer, Parts, Stream, parts_of, push_of, stream
 from .bridge import run
 from .crossing import Held, Hold, Lane, Then, new_lane
 from .db import borrow
@@ -305,10 +306,16 @@ class Exchange(ABC):
             async for part in parts_of(held):
                 yield part
 
+        async def push(offer: Offer) -> bool:
+            nonlocal held
+            if held is None:
+                held = await threads.run(self._hold)
+            return await held.call(push_of, held.value, offer)
+
         async def close() -> None:
             await (self.aclose() if held is None else held.release())
 
-        return Stream(parts(), None, close)
+        return Stream(parts(), None, close, push)
 
     def _hold(self) -> Hold:
         response: Any = self.response
@@ -344,7 +351,8 @@ class Exchange(ABC):
                 made.aclose = self._wait_for_thread
             return made
         if isinstance(made, Held):
-            return Stream(parts_of(made), None, made.release)
+            push = partial(made.call, push_of, made.value)
+            return Stream(parts_of(made), None, made.release, push)
         file = self.file_of(made)
         if file is not None:
             return self._wrapped(made, file)

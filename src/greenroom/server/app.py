@@ -21,6 +21,12 @@ waits for it.
 **A coroutine application**'s iterable is iterated on the loop in the request's
 task. That a synchronous one doesn't block is the application's promise.
 
+**A body may push** instead of being iterated, if it has ``coroutine_wsgi_push``, which
+is awaited in the request's task with a function `offer`. It calls that with each item,
+in a bridge of the task or on a thread that it waits for, until it returns False: then
+no more is wanted now. It returns whether there may be more, and is awaited again then,
+once the client has caught up. Between the items nothing changes greenlet or thread.
+
 **Closing.** On every way out, exactly once: `aclose()` is awaited if there is one,
 else `close()` is called, and awaited if it returns an awaitable (on the loop). The
 server doesn't cancel the task while this runs; it does so afterwards.
@@ -205,7 +211,14 @@ class Exchange:
 
     async def _send_items(self, body: Any) -> None:
         send = self.response.send
-        if hasattr(body, "__aiter__"):
+        push = getattr(body, "coroutine_wsgi_push", None)
+        if push is not None:
+            pump = Pump(self)
+            more = True
+            while more:
+                more = await push(pump.offer)
+                more = await pump.catch_up() and more
+        elif hasattr(body, "__aiter__"):
             async for item in body:
                 if not await send(item):
                     break

@@ -45,7 +45,10 @@ _JOIN = 1 << 16
 _SENDFILE_BLOCK = 1 << 17
 # Sent by a body that never suspends, to a client as fast as we are, until others get
 # their turn. An item counts as this much besides its bytes.
-_BURST = 1 << 17
+_BURST = 1 << 18
+# From here on, items that are offered go out several at a time, up to a burst: each call
+# of the kernel wakes the client, which costs more than all else.
+_GATHER = 1 << 14
 _ITEM = 1 << 12
 _FILE_BLOCK = 1 << 16
 
@@ -132,6 +135,7 @@ class Response:
     __slots__ = (
         "_burst",
         "_connection",
+        "_held",
         "_names",
         "_omits_body",
         "_remaining",
@@ -167,6 +171,8 @@ class Response:
         self._remaining: int | None = None
         self._omits_body = False
         self._burst = 0
+        # What goes out with what follows, or at the next turn of the loop.
+        self._held: list[bytes] = []
 
     def start_response(
         self,
@@ -245,6 +251,7 @@ class Response:
             self._emit(data)
         else:
             self._emit(data, length=len(data))
+        self.flush()
         if self.chunked:
             self._connection.write(b"0\r\n\r\n")
             self.chunked = False
@@ -261,8 +268,34 @@ class Response:
         if not data:
             return True
         wanted = self.post(data)
-        connection = self._connection
         self._burst += len(data) + _ITEM
+        if self._burst > _BURST or self._connection.write_paused:
+            await self.breathe()
+        return wanted
+
+    def offer(self, data: bytes) -> bool:
+        """Send an item without waiting; returns whether the next one is wanted at once.
+
+        It is gathered with others, for one turn of the loop at most. `breathe` is to follow
+        if False was returned and more is to come.
+        """
+        if not isinstance(data, bytes):
+            raise ApplicationError(f"A body's items must be bytes, not {type(data).__name__}.")
+        if not data:
+            return True
+        self._burst += len(data) + _ITEM
+        wanted = self.post(data, gather=True)
+        return wanted and self._burst <= _BURST and not self._connection.write_paused
+
+    @property
+    def wanted(self) -> bool:
+        """Whether more of the body is to be sent."""
+        return self._remaining != 0 and not self._omits_body
+
+    async def breathe(self) -> None:
+        """Wait while the client is slow, or give others their turn."""
+        self.flush()
+        connection = self._connection
         if connection.write_paused:
             self._burst = 0
             await connection.drained()
@@ -271,14 +304,19 @@ class Response:
         elif self._burst > _BURST:
             self._burst = 0
             await asyncio.sleep(0)
-        return wanted
 
-    def post(self, data: bytes) -> bool:
+    def post(self, data: bytes, gather: bool = False) -> bool:
         """Send an item without waiting; returns as `send` does."""
         if self._connection.lost or self.over:
             raise PeerGone
-        self._emit(data)
+        self._emit(data, gather=gather)
         return self._remaining != 0 and not self._omits_body
+
+    def flush(self) -> None:
+        """Write what was gathered."""
+        if self._held:
+            held, self._held = self._held, []
+            self._connection.writelines(held)
 
     def satisfied_by(self, data: bytes) -> bool:
         """Whether `data` is exactly the body that was declared."""
@@ -290,8 +328,9 @@ class Response:
         if not self.headers_sent:
             self.complete(b"")
         elif self.chunked:
-            connection.write(b"0\r\n\r\n")
+            self._write(b"0\r\n\r\n")
             self.chunked = False
+        self.flush()
         if self._remaining and not self._omits_body and not connection.lost:
             connection.server.log.warning(
                 "%s %s: the body is %d bytes shorter than its Content-Length.",
@@ -306,6 +345,7 @@ class Response:
     def abort(self) -> None:
         """End the connection so that the client sees that the body is not complete."""
         self.keep_alive = False
+        self.flush()
         # Closing is the proper end of a body without length or chunks.
         until_close = self.headers_sent and not self.chunked and self.response_length is None
         self._connection.cut(reset=until_close)
@@ -331,7 +371,7 @@ class Response:
                 self._remaining -= sent
         return True
 
-    def _emit(self, data: bytes, length: int | None = None) -> None:
+    def _emit(self, data: bytes, length: int | None = None, gather: bool = False) -> None:
         head = b"" if self.headers_sent else self._head(length, bool(data))
         if self._omits_body:
             data = b""
@@ -347,18 +387,34 @@ class Response:
                     data = data[:remaining]
                 self._remaining = remaining - len(data)
             self.sent += len(data)
-        connection = self._connection
-        if self.chunked and data:
-            size = b"%x\r\n" % len(data)
-            if len(data) < _JOIN:
-                connection.write(b"%b%b%b\r\n" % (head, size, data))
-            else:
-                connection.writelines([head + size, data, b"\r\n"])
-        elif len(data) < _JOIN:
-            if head or data:
-                connection.write(head + data)
+        if len(data) < _JOIN:
+            if self.chunked and data:
+                data = b"%b%x\r\n%b\r\n" % (head, len(data), data)
+            elif head:
+                data = head + data
+            if data:
+                self._write(data, gather)
+            return
+        if self.chunked:
+            parts = [b"%b%x\r\n" % (head, len(data)), data, b"\r\n"]
         else:
-            connection.writelines([head, data] if head else [data])
+            parts = [head, data] if head else [data]
+        if gather or self._held:
+            self._hold(parts)
+        else:
+            self._connection.writelines(parts)
+
+    def _write(self, data: bytes, gather: bool = False) -> None:
+        if self._held or (gather and len(data) >= _GATHER):
+            self._hold([data])
+        else:
+            self._connection.write(data)
+
+    def _hold(self, parts: list[bytes]) -> None:
+        if not self._held:
+            # When the application waits for something.
+            self.loop.call_soon(self.flush)
+        self._held += parts
 
     def _head(self, length: int | None, some: bool) -> bytes:
         """Decide the framing and return the head. `length`: of a complete body."""
