@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import io
+import random
 import tempfile
 import types
 from typing import Any
@@ -12,8 +13,10 @@ from typing import Any
 import pytest
 from asgiref.sync import markcoroutinefunction
 
+from greenroom import bridge
 from greenroom.errors import Overloaded
 from greenroom.server.app import runs_on_loop
+from greenroom.server.protocol import Connection
 from greenroom.server.response import FileWrapper
 
 LAST = b"GET /%b HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
@@ -61,6 +64,30 @@ class AsyncBody(Body):
     __next__ = None  # type: ignore[assignment]
 
 
+class Pushed(AsyncBody):
+    """Pushes its items in a bridge of the request's task."""
+
+    async def coroutine_wsgi_push(self, offer: Any) -> bool:
+        return await bridge.run(self.push, offer)
+
+    def push(self, offer: Any) -> bool:
+        while True:
+            try:
+                item = Body.__next__(self)
+            except StopIteration:
+                return False
+            if not offer(item):
+                return True
+
+
+class PushedByThread(Pushed):
+    async def coroutine_wsgi_push(self, offer: Any) -> bool:
+        return await asyncio.to_thread(self.push, offer)
+
+
+ONE_BY_ONE = [Body, AsyncBody, Pushed, PushedByThread]
+
+
 def make(result: Any, headers: Any = (), status: str = "200 OK", kind: str = "async") -> Any:
     """An application of either kind that returns `result`."""
 
@@ -95,7 +122,7 @@ def test_list(drive: Any, kind: str) -> None:
     assert driven.transport.writes == 1
 
 
-@pytest.mark.parametrize("make_body", [Body, AsyncBody])
+@pytest.mark.parametrize("make_body", ONE_BY_ONE)
 def test_items_become_chunks(drive: Any, kind: str, make_body: Any) -> None:
     body = make_body(b"a", b"", b"bc")
     driven = drive(make(body, kind=kind), GET)
@@ -104,7 +131,110 @@ def test_items_become_chunks(drive: Any, kind: str, make_body: Any) -> None:
     assert body.closed == 1
 
 
-@pytest.mark.parametrize("make_body", [Body, AsyncBody])
+@pytest.mark.parametrize("make_body", ONE_BY_ONE)
+@pytest.mark.parametrize("declared", [True, False])
+def test_items_of_any_size_keep_their_order(
+    drive: Any, kind: str, make_body: Any, declared: bool
+) -> None:
+    rand = random.Random(7)
+    sizes = [20_000, 3, 100_000, 0, *[65_536] * 30, 1, 16_384, 400_000, 16_383, 70_000]
+    items = [rand.randbytes(size) for size in sizes]
+    whole = b"".join(items)
+    body = make_body(*items)
+    headers = [("Content-Length", str(len(whole)))] if declared else []
+    driven = drive(make(body, headers, kind=kind), GET)
+    assert driven.answers[0].body == whole
+    assert body.closed == 1
+
+
+def test_what_is_offered_goes_out_several_at_a_time(
+    drive: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    real = Connection.writelines
+
+    def writelines(connection: Connection, data: list[bytes]) -> None:
+        calls.append(sum(map(len, data)))
+        real(connection, data)
+
+    monkeypatch.setattr(Connection, "writelines", writelines)
+    drive(make(Pushed(*[b"x" * 65_536] * 40)), GET)
+    assert len(calls) <= 20
+    assert max(calls) < 400_000
+
+
+@pytest.mark.parametrize("size", [10, 20_000, 65_536])
+@pytest.mark.parametrize("make_body", [Pushed, PushedByThread])
+def test_what_is_offered_is_sent_before_the_next_wait(
+    harness: Any, make_body: Any, size: int
+) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        goes_on = asyncio.Event()
+
+        class Waits(make_body):  # type: ignore[misc]
+            def push(self, offer: Any) -> bool:
+                offer(b"x" * size)
+                offer(b"y")
+                if make_body is Pushed:
+                    bridge.await_(goes_on.wait())
+                else:
+                    asyncio.run_coroutine_threadsafe(goes_on.wait(), loop).result()
+                offer(b"z")
+                return False
+
+        at = harness(make(Waits()))
+        connection, transport = at.connect()
+        connection.data_received(GET)
+        async with asyncio.timeout(10):
+            while not transport.written.endswith(b"x\r\n1\r\ny\r\n"):
+                await asyncio.sleep(0.001)
+            goes_on.set()
+            while not transport.written.endswith(b"\r\n1\r\nz\r\n0\r\n\r\n"):
+                await asyncio.sleep(0.001)
+        transport.abort()
+        await at.aclose()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("gone", [False, True])
+@pytest.mark.parametrize("make_body", [Pushed, PushedByThread])
+def test_a_push_waits_for_a_slow_client(harness: Any, make_body: Any, gone: bool) -> None:
+    block = b"x" * 65_536
+
+    async def main() -> None:
+        body = make_body(*[block] * 100)
+        at = harness(make(body))
+        connection, transport = at.connect()
+        connection.data_received(GET)
+        connection.pause_writing()
+        for _ in range(50):
+            await asyncio.sleep(0.001)
+        # What was under way, and no more.
+        held = len(transport.written)
+        assert held < 8 * len(block)
+        assert body.closed == 0
+        if gone:
+            transport.abort()
+        else:
+            connection.resume_writing()
+        async with asyncio.timeout(10):
+            while not body.closed or at.server.exchanges:
+                await asyncio.sleep(0.001)
+        if gone:
+            assert len(transport.written) == held
+        else:
+            assert transport.written.count(b"x") == 100 * len(block)
+            assert transport.written.endswith(b"0\r\n\r\n")
+            transport.abort()
+        await at.aclose()
+        assert body.closed == 1
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("make_body", ONE_BY_ONE)
 def test_items_for_http_1_0_end_with_the_connection(drive: Any, kind: str, make_body: Any) -> None:
     driven = drive(
         make(make_body(b"a", b"b"), kind=kind), b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
@@ -114,7 +244,7 @@ def test_items_for_http_1_0_end_with_the_connection(drive: Any, kind: str, make_
     assert "transfer-encoding" not in driven.answers[0].headers
 
 
-@pytest.mark.parametrize("make_body", [list, Body, AsyncBody])
+@pytest.mark.parametrize("make_body", [list, *ONE_BY_ONE])
 @pytest.mark.parametrize(
     ("method", "status"), [("HEAD", "200 OK"), ("GET", "204 No Content"), ("GET", "304 x")]
 )
@@ -139,7 +269,7 @@ def test_head_keeps_the_length_that_get_would_have(drive: Any, kind: str) -> Non
     assert "content-length" not in driven.answers[0].headers
 
 
-@pytest.mark.parametrize("make_body", [lambda *items: list(items), Body, AsyncBody])
+@pytest.mark.parametrize("make_body", [lambda *items: list(items), *ONE_BY_ONE])
 def test_long_body_is_cut(drive: Any, kind: str, make_body: Any) -> None:
     app = make(make_body(b"abc", b"def"), [("Content-Length", "4")], kind=kind)
     driven = drive(app, GET)
@@ -147,14 +277,14 @@ def test_long_body_is_cut(drive: Any, kind: str, make_body: Any) -> None:
     assert driven.raw.endswith(b"abcd")
 
 
-@pytest.mark.parametrize("make_body", [lambda *items: list(items), Body, AsyncBody])
+@pytest.mark.parametrize("make_body", [lambda *items: list(items), *ONE_BY_ONE])
 def test_short_body_ends_the_connection(drive: Any, kind: str, make_body: Any) -> None:
     app = make(make_body(b"abc"), [("Content-Length", "4")], kind=kind)
     with pytest.raises(AssertionError, match="a short body"):
         drive(app, b"GET / HTTP/1.1\r\nHost: h\r\n\r\n", b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
 
 
-@pytest.mark.parametrize("make_body", [Body, AsyncBody])
+@pytest.mark.parametrize("make_body", ONE_BY_ONE)
 def test_error_after_the_head_has_no_well_formed_end(
     drive: Any, kind: str, make_body: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
