@@ -23,6 +23,7 @@ test: $(STAMP)
 	@scripts/debian.sh chromium chromium "the tests in a browser are skipped" || true
 	@scripts/debian.sh $(POSTGRESQL) "the tests on PostgreSQL are skipped" || true
 	@scripts/debian.sh $(NGINX) "the test behind a proxy is skipped" || true
+	@scripts/debian.sh $(REDIS) "the tests of caches in Redis are skipped" || true
 	$(BIN)/python scripts/matrix.py $(if $(ALL),,--newest)
 
 # Django's own tests in a bridge on the event loop and those of Django REST framework through

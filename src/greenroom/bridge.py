@@ -209,10 +209,10 @@ def bridged(fn: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]
     return inner
 
 
-def pause(future: asyncio.Future[T]) -> T:
+def pause(future: asyncio.Future[T], *, hooked: bool = False) -> T:
     """Wait in a bridge for a future that nobody else refers to but who sets it.
 
-    What `await_` does, without a coroutine and without the hook of `when_suspended`.
+    What `await_` does, without a coroutine, and with the hook of `when_suspended` if `hooked`.
     """
     bridge = cast("_Bridge", getcurrent())
     if bridge.closing:
@@ -220,6 +220,8 @@ def pause(future: asyncio.Future[T]) -> T:
     if _collecting == threading.get_ident() or _in_del():
         raise _refuse(None, _IN_FINALISER)
     if not future.done():
+        if hooked and bridge.hook is not None:
+            bridge.suspends()
         future._asyncio_future_blocking = True
         if bridge.shields:
             _shielded_switch(bridge, future)

@@ -117,7 +117,8 @@ private, relied on                     for
 
 Those of Django REST framework are in `greenroom.integrations.rest_framework`, two of
 Django's mixins in `greenroom.integrations.auth_mixins`, those of tools that trace in
-`greenroom.integrations.sentry` and `.opentelemetry`.
+`greenroom.integrations.sentry` and `.opentelemetry`. What is private in redis-py, and in Django's
+cache that calls it, is named in `greenroom.integrations.redis`.
 """
 
 from __future__ import annotations

@@ -716,6 +716,9 @@ OPENTELEMETRY = "opentelemetry.instrumentation.django.middleware"
 SENTRY = Known("sentry-sdk", "2.20", "3")
 SENTRY_RECEIVERS = "sentry_sdk.integrations.django.signals_handlers"
 
+# Beneath Django's cache backend: `greenroom.integrations.redis`.
+REDIS = Known("redis", "5.0.1", "8.2")
+
 OTHERS: dict[str, Known] = {
     "allauth.account.auth_backends.AuthenticationBackend": Known(
         # Its thread-local is replaced: `greenroom.integrations.allauth`.

@@ -5,7 +5,8 @@ Called in a bridge, these run on a thread, on the request's database connection:
 - receivers of Django's signals of models, connections and log-ins
 - file storages, behind `FieldFile`, and files of sessions
 - password hashers, which keep a processor busy for a tenth of a second and more
-- caches that do I/O, or are not known: every backend but locmem, dummy and db
+- caches that do I/O, or are not known: every backend but locmem, dummy and db, and but Redis
+  where it can wait on the loop (`greenroom.integrations.redis`)
 
 (Callbacks of `on_commit` likewise: `greenroom.db.borrow`.)
 
@@ -14,6 +15,7 @@ A receiver or callback that is known to be loop-safe, or marked, stays.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -37,7 +39,9 @@ from .bridge import in_bridge
 from .db import borrow
 from .integrations import debug_toolbar
 from .off_loop import off_loop
-from .placement import dotted_name, is_itself, why_unsafe, without_span
+from .placement import REDIS, dotted_name, is_itself, why_unsafe, without_span
+
+logger = logging.getLogger("greenroom")
 
 # The signals whose receivers Django calls in the middle of something else.
 SIGNALS = (
@@ -125,6 +129,7 @@ QUICK_CACHES = (
     "django.core.cache.backends.dummy.DummyCache",
     "django.core.cache.backends.locmem.LocMemCache",
 )
+REDIS_CACHE = "django.core.cache.backends.redis.RedisCache"
 
 
 class ThreadClients:
@@ -154,7 +159,7 @@ class ThreadClients:
         if noted is not None:
             setattr(noted, alias, client)
         else:
-            setattr(self._clients(), alias, _for_here(alias, client))
+            setattr(self._clients(), alias, _own(alias, client))
 
     def __delattr__(self, alias: str) -> None:
         noted = debug_toolbar.cache_clients()
@@ -166,6 +171,46 @@ def _for_here(alias: str, client: Any) -> Any:
     if loops.current() is not None and dotted_name(client) not in QUICK_CACHES:
         return SlowCache(alias, client)
     return client
+
+
+def _own(alias: str, client: Any) -> Any:
+    """A new client, as this thread may use it."""
+    if loops.current() is not None and dotted_name(client) == REDIS_CACHE:
+        reason = why_not_on_loop(client)
+        if reason is None:
+            from .integrations import redis
+
+            return redis.waiting(client)
+        logger.debug("Calls of the cache %r are made on threads: it %s", alias, reason)
+    return _for_here(alias, client)
+
+
+def why_not_on_loop(client: Any) -> str | None:
+    """Why calls of a cache client leave the loop; None if they don't."""
+    name = dotted_name(client)
+    if name in QUICK_CACHES:
+        return None
+    if name != REDIS_CACHE:
+        return f"is a {name}, which is not known to wait on the loop"
+    installed = REDIS.outside()
+    if installed is not None:
+        return f"is read from redis {REDIS.first} to below {REDIS.below}; {installed} is installed"
+    # It imports redis-py, which the project may do without.
+    from .integrations import redis
+
+    return redis.why_not(client, why_unsafe)
+
+
+def slow_caches() -> dict[str, str]:
+    """The caches whose calls leave the loop, and why."""
+    found = {}
+    for alias in caches:
+        with suppress(Exception):
+            # (One that can't be made says so where it is used.)
+            reason = why_not_on_loop(caches.create_connection(alias))
+            if reason is not None:
+                found[alias] = reason
+    return found
 
 
 class SlowCache:

@@ -20,6 +20,7 @@ from django.urls import URLResolver, get_resolver
 from django.utils.module_loading import import_string
 from django.utils.translation import gettext, override
 
+from . import user_code
 from .integrations import sentry
 
 logger = logging.getLogger("greenroom")
@@ -57,6 +58,8 @@ def up() -> None:
         # The others, up to a hundred, are read when they are first asked for.
         with override(settings.LANGUAGE_CODE):
             gettext("")
+    # It imports redis-py, where there is a cache in Redis.
+    user_code.slow_caches()
     sentry.warm_up()
 
 

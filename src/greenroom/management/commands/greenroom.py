@@ -13,7 +13,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from greenroom import handler, locks, warm
+from greenroom import handler, locks, user_code, warm
 from greenroom.application import AsyncDjangoApplication
 from greenroom.placement import views
 from greenroom.portability import Needs, needs_of
@@ -34,11 +34,13 @@ class Command(BaseCommand):
         needs = [needs_of(view) for _, _, view in found_views]
         held = chain.judge.surroundings()
         found = list(locks.find())
+        slow = user_code.slow_caches()
         if options["json"]:
             self.stdout.write(
                 json.dumps(
                     {
                         "held_on_threads_by": held,
+                        "caches_on_threads": slow,
                         "views": [
                             {
                                 "route": route,
@@ -65,6 +67,8 @@ class Command(BaseCommand):
             self.stdout.write(f"{where:6} /{route:{width}}  {reason}".rstrip())
         for reason in held:
             self.stdout.write(f"Every coroutine view is on a thread: {reason}.")
+        for alias, reason in slow.items():
+            self.stdout.write(f"Calls of the cache {alias!r} are made on a thread: it {reason}.")
         self._say_needs([(row[0], each) for row, each in zip(rows, needs, strict=True)], rows)
         if found:
             self.stdout.write("Locks and thread-locals of modules (see docs/database.md):")
