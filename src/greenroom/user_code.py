@@ -216,8 +216,9 @@ def slow_caches() -> dict[str, str]:
 class SlowCache:
     """A cache client on the loop's thread: its calls go to the client of a thread.
 
-    `client` answers for what isn't called. It is never used for I/O. What is set on it, a
-    `key_func` or a mock, is there in calls from here, and in no others.
+    `client` answers for what isn't called, and does I/O only for a task without a bridge, where
+    a plain call blocks the loop, as it does in Django. What is set on it, a `key_func` or a
+    mock, is there in calls from here, and in no others.
     """
 
     _given: dict[str, Any]
@@ -262,6 +263,8 @@ class SlowCache:
 
     def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         client = caches[self._alias]
+        if client is self:
+            client = self._client
         given, attributes = dict(self._given), vars(client)
         before = {key: attributes[key] for key in given if key in attributes}
         attributes.update(given)

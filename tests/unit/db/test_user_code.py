@@ -377,8 +377,20 @@ def test_caches_of_files(database: Any, placement: str, tmp_path: Path) -> None:
         assert await asyncio.to_thread(lambda: cache.get("a")) == 2
         cache.key_prefix = before
 
+    async def in_a_task_without_a_bridge(request: Any) -> None:
+        async def task() -> Any:
+            cache.set("d", 1)
+            return cache.get("d"), await cache.aget("d"), "d" in cache
+
+        assert await asyncio.create_task(task()) == (1, 1, True)
+        with mock.patch.object(cache, "key_func", lambda key, *args: f"mine:{key}"):
+            assert await asyncio.create_task(task()) == (1, 1, True)
+        cache.delete("d")
+        assert cache.get("d") is None
+
     database.request(view, placement, CACHES=caches)
     database.request(sets_attributes, placement, CACHES=caches)
+    database.request(in_a_task_without_a_bridge, placement, CACHES=caches)
 
 
 @pytest.mark.parametrize("vendor", ["sqlite"], indirect=True)
