@@ -46,6 +46,8 @@ from typing import Any, TypeVar
 
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 from django.db import DatabaseError, OperationalError, connections
+from django.db.backends import utils
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.utils import load_backend
 
 from greenroom import bridge, conf, loops
@@ -380,6 +382,8 @@ class Wrapper:
     allow_thread_sharing: bool
     in_atomic_block: bool
     errors_occurred: bool
+    health_check_enabled: bool
+    health_check_done: bool
     run_on_commit: list[Any]
 
     # What is known of the engine.
@@ -651,16 +655,29 @@ class Wrapper:
     def _cursor(self, name: str | None = None) -> Any:
         # Before it waits for its turn on what is another request's.
         self.validate_thread_sharing()
-        with self.turns:
-            self._remember()
+        turns = self.turns
+        turns.take()
+        try:
             return super()._cursor(name)  # type: ignore[misc]
+        finally:
+            turns.release()
+
+    def close_if_health_check_failed(self) -> None:
+        # Looked at first, as Django does after it has asked for the pool.
+        if self.health_check_enabled and not self.health_check_done:
+            super().close_if_health_check_failed()  # type: ignore[misc]
 
     def chunked_cursor(self) -> Any:
         # Django's names are made of the ids of thread and task, which come again.
         return self._cursor(f"_django_curs_{next(_cursor_names)}")
 
     def make_cursor(self, cursor: Any) -> Any:
-        return self._bound(super().make_cursor(cursor))  # type: ignore[misc]
+        make = super().make_cursor  # type: ignore[misc]
+        if getattr(make, "__func__", None) is _make_cursor:
+            # As that does, but of our class from the start: Python is slow with an object
+            # whose class was changed.
+            return _cursor_class(utils.CursorWrapper)(cursor, self)
+        return self._bound(make(cursor))
 
     def make_debug_cursor(self, cursor: Any) -> Any:
         return self._bound(super().make_debug_cursor(cursor))  # type: ignore[misc]
@@ -682,13 +699,14 @@ class Wrapper:
 
     def _remember(self) -> None:
         """Give the connection back when what runs here next suspends."""
-        if self.scope is not None:
+        if self.scope is not None and not self.scope.own:
             bridge.when_suspended(self.scope.suspend)
 
     def after_work(self) -> None:
         """On a thread of whoever (`asyncio.to_thread`), nobody says when it has ended."""
         if (
             self.scope is not None
+            and not self.scope.own
             and asyncio._get_running_loop() is None
             and bridge.thread_wait() is None
         ):
@@ -730,25 +748,33 @@ class _Cursor:
     lease: int
 
     def __init__(self, cursor: Any, db: Any) -> None:
-        # Not of those that Django makes: debug-toolbar makes one of its own of the class of one.
+        # (debug-toolbar, too, makes one of the class of one.)
         super().__init__(cursor, db)  # type: ignore[call-arg]
         self.lease = db.lease
 
     def _execute(self, *args: Any) -> Any:
-        return self._in_turn(super()._execute, *args)  # type: ignore[misc]
+        return self._in_turn(super()._execute, args)  # type: ignore[misc]
 
     def _executemany(self, *args: Any) -> Any:
-        return self._in_turn(super()._executemany, *args)  # type: ignore[misc]
+        return self._in_turn(super()._executemany, args)  # type: ignore[misc]
 
     def callproc(self, *args: Any, **kwargs: Any) -> Any:
-        return self._in_turn(super().callproc, *args, **kwargs)  # type: ignore[misc]
+        return self._in_turn(partial(super().callproc, **kwargs), args)  # type: ignore[misc]
 
-    def _in_turn(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _in_turn(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        # (Without ``with``, and calls that would do nothing: this is done for each query.)
         db = self.db
-        db.validate_thread_sharing()
+        scope = db.scope
+        if scope is None or scope.closed or scope is not _scope.get():
+            db.validate_thread_sharing()
+        # What a thread has to itself is never given back between its statements.
+        lent = scope is not None and not scope.own
+        turns = db.turns
         try:
-            with db.turns:
-                db._remember()
+            turns.take()
+            try:
+                if lent:
+                    bridge.when_suspended(scope.suspend)
                 if self.lease != db.lease or db.connection is None:
                     # Its connection was given back meanwhile.
                     db.ensure_connection()
@@ -756,14 +782,20 @@ class _Cursor:
                         self.cursor = db.create_cursor()
                     self.lease = db.lease
                 try:
-                    return fn(*args, **kwargs)
+                    return fn(*args)
                 except Exception:
                     raise
                 except BaseException:
                     db.after_interruption()
                     raise
+            finally:
+                turns.release()
         finally:
-            db.after_work()
+            if lent and asyncio._get_running_loop() is None:
+                db.after_work()
+
+
+_make_cursor = BaseDatabaseWrapper.make_cursor
 
 
 @lru_cache(maxsize=64)
@@ -910,9 +942,11 @@ _open_guards = 0
 
 def guard() -> Any:
     """What `async_unsafe` asks for the running loop; in a bridge there is none."""
+    # On a thread this raises: first, since it is asked three times a query.
+    loop = asyncio.get_running_loop()
     if _open_guards or bridge.in_bridge():
         raise RuntimeError("no running event loop")
-    return asyncio.get_running_loop()
+    return loop
 
 
 @contextmanager

@@ -54,7 +54,7 @@ from greenroom.errors import BridgeError
 from greenroom.turns import Turn
 
 from . import borrow
-from .pool import Driver
+from .pool import Driver, user
 
 T = TypeVar("T")
 
@@ -87,7 +87,7 @@ class WaitingConnection(psycopg.Connection[Any]):
         self.watched = 0
         self._as_made: tuple[Any, ...] = ()
         # What ends the waits for its socket that are under way, on the loop.
-        self._watches: set[_Watch] = set()
+        self._watches: _Watches = {}
         # An error on it may mean that it is broken.
         self.suspect = False
         # Whether something was cancelled on it while it ran.
@@ -114,11 +114,23 @@ class WaitingConnection(psycopg.Connection[Any]):
                 logger.debug("A host could not be reached: %s", exc)
         return super().connect(**known, **attempts[-1])
 
-    def cursor(self, *args: Any, **kwargs: Any) -> Any:
-        cursor = super().cursor(*args, **kwargs)
-        kind: Any = type(cursor)
-        cursor.__class__ = _watched(kind)
-        return cursor
+    # What `cursor` makes them of. (To change the class of each cursor afterwards is slow.)
+
+    @property
+    def cursor_factory(self) -> Any:
+        return self._cursor_factory
+
+    @cursor_factory.setter
+    def cursor_factory(self, factory: Any) -> None:
+        self._cursor_factory = _watched(factory)
+
+    @property
+    def server_cursor_factory(self) -> Any:
+        return self._server_cursor_factory
+
+    @server_cursor_factory.setter
+    def server_cursor_factory(self, factory: Any) -> None:
+        self._server_cursor_factory = _watched(factory)
 
     def remember_as_made(self) -> None:
         """Note what `as_made` is to set again."""
@@ -155,7 +167,8 @@ class WaitingConnection(psycopg.Connection[Any]):
     def wait(
         self, gen: Generator[Any, Any, T], interval: float = 0.1, timeout: float | None = None
     ) -> T:
-        if borrow.is_lent_elsewhere(self.holder):
+        holder = self.holder
+        if holder is not None and holder is not user.get() and borrow.is_lent_elsewhere(holder):
             gen.close()
             raise psycopg.InterfaceError(
                 "This connection was given back, and is another request's: take it from "
@@ -163,8 +176,10 @@ class WaitingConnection(psycopg.Connection[Any]):
             )
         if not self.watched and getattr(gen, "__name__", "") in _STATEMENTS:
             self.session_state = max(self.session_state, RESETTABLE)
-        if not bridge.in_bridge():
-            return super().wait(gen, **_limits(interval, timeout))
+        if asyncio._get_running_loop() is None or not bridge.in_bridge():
+            if timeout is None:
+                return super().wait(gen, interval)
+            return super().wait(gen, interval, timeout)
         try:
             return _wait(gen, self._place, timeout, self._watches, interval)  # type: ignore[no-any-return]
         except Exception:
@@ -184,8 +199,8 @@ class WaitingConnection(psycopg.Connection[Any]):
 
     def close(self) -> None:
         """Close it. Whoever waits for it on the loop gets an error."""
-        for watch in list(self._watches):
-            watch.stop()
+        for each in list(self._watches):
+            _stop(each, self._watches)
         super().close()
 
     def _cancel(self, gen: Generator[Any, Any, Any]) -> None:
@@ -258,10 +273,11 @@ class WaitingConnection(psycopg.Connection[Any]):
         if self.session_state != LASTING:
             if isinstance(query, bytes):
                 query = query.decode("utf-8", "replace")
-            elif isinstance(query, Composable):
+            elif not isinstance(query, str) and isinstance(query, Composable):
                 query = query.as_string(self)
             state = makes_session_state(query) if isinstance(query, str) else RESETTABLE
-            self.session_state = max(self.session_state, state)
+            if state > self.session_state:
+                self.session_state = state
 
     def close_cursors(self) -> None:
         """Send the CLOSE of those that still exist: some end with their transaction."""
@@ -317,14 +333,14 @@ def wait_conn(
     """What `psycopg.waiting.wait_conn` is replaced by."""
     if not bridge.in_bridge():
         return original(gen, **_limits(interval, timeout))
-    return _wait(gen, lambda wanted: wanted, timeout, set(), interval)
+    return _wait(gen, lambda wanted: wanted, timeout, {}, interval)
 
 
 def _wait(
     gen: Any,
     place: Callable[[Any], tuple[int, int]],
     timeout: float | None,
-    watches: set[_Watch],
+    watches: _Watches,
     interval: float | None,
 ) -> Any:
     """Run one of psycopg's generators to its end, on the loop.
@@ -340,7 +356,8 @@ def _wait(
             until = deadline
             if until is None and _COUNT_THEMSELVES and interval:
                 until = loop.time() + interval
-            wanted = gen.send(_Watch(loop, *place(wanted), watches).wait(until))
+            fileno, state = place(wanted)
+            wanted = gen.send(_watch(loop, fileno, state, watches, until))
             if deadline is not None and loop.time() >= deadline:
                 raise _WaitTimeout("wait timeout expired")
     except StopIteration as stop:
@@ -364,44 +381,36 @@ _COUNT_THEMSELVES = not hasattr(errors, "_WaitTimeout")
 _WaitTimeout: type[psycopg.Error] = getattr(errors, "_WaitTimeout", psycopg.OperationalError)
 
 
-class _Watch:
-    """One wait for a socket, on the loop. In no cycle: there is one for each statement."""
+# The waits for a socket that are under way, each with its loop, descriptor and `waiting.WAIT_…`.
+_Watches = dict["asyncio.Future[int]", tuple[Any, int, int]]
 
-    __slots__ = ("fileno", "future", "loop", "wanted", "watches")
 
-    def __init__(self, loop: Any, fileno: int, wanted: int, watches: set[_Watch]) -> None:
-        self.loop = loop
-        self.fileno = fileno
-        self.wanted = wanted
-        self.watches = watches
-        self.future: asyncio.Future[int] = loop.create_future()
+def _watch(loop: Any, fileno: int, wanted: int, watches: _Watches, deadline: float | None) -> int:
+    """Wait for a socket, on the loop. What is ready, as psycopg has it; 0 if time is over."""
+    future: asyncio.Future[int] = loop.create_future()
+    if wanted & waiting.WAIT_R:
+        loop.add_reader(fileno, _set, future, waiting.READY_R)
+    if wanted & waiting.WAIT_W:
+        loop.add_writer(fileno, _set, future, waiting.READY_W)
+    watches[future] = loop, fileno, wanted
+    timer = None if deadline is None else loop.call_at(deadline, _set, future, 0)
+    try:
+        return bridge.pause(future)
+    finally:
+        if future in watches:
+            _stop(future, watches)
+        if timer is not None:
+            timer.cancel()
 
-    def wait(self, deadline: float | None) -> int:
-        """What is ready: bits as psycopg has them, 0 when the time is over."""
-        future, wanted = self.future, self.wanted
-        if wanted & waiting.WAIT_R:
-            self.loop.add_reader(self.fileno, _set, future, waiting.READY_R)
-        if wanted & waiting.WAIT_W:
-            self.loop.add_writer(self.fileno, _set, future, waiting.READY_W)
-        self.watches.add(self)
-        timer = None if deadline is None else self.loop.call_at(deadline, _set, future, 0)
-        try:
-            return bridge.pause(future)
-        finally:
-            self.stop()
-            if timer is not None:
-                timer.cancel()
 
-    def stop(self) -> None:
-        """Before the descriptor is closed: its number may be used again at once."""
-        if self in self.watches:
-            self.watches.discard(self)
-            if self.wanted & waiting.WAIT_R:
-                self.loop.remove_reader(self.fileno)
-            if self.wanted & waiting.WAIT_W:
-                self.loop.remove_writer(self.fileno)
-            if not self.future.done():
-                self.future.set_result(waiting.READY_RW)
+def _stop(future: asyncio.Future[int], watches: _Watches) -> None:
+    """Before the descriptor is closed: its number may be used again at once."""
+    loop, fileno, wanted = watches.pop(future)
+    if wanted & waiting.WAIT_R:
+        loop.remove_reader(fileno)
+    if wanted & waiting.WAIT_W:
+        loop.remove_writer(fileno)
+    _set(future, waiting.READY_RW)
 
 
 def _set(future: asyncio.Future[int], state: int) -> None:
@@ -419,13 +428,20 @@ class _Watched:
 
     _conn: Any
 
-    def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
-        # (`_watching`, without a generator: this is done for each query.)
+    def execute(self, query: Any, params: Any = None, **kwargs: Any) -> Any:
+        # (`_watching` and `watch`, without the calls: this is done for each query.)
         connection = self._conn
-        connection.watch(query)
+        if query.__class__ is str and len(query) <= _KEPT and not connection.closed_cursors:
+            state = _found(query)
+            if state > connection.session_state:
+                connection.session_state = state
+        else:
+            connection.watch(query)
         connection.watched += 1
         try:
-            return super().execute(query, *args, **kwargs)  # type: ignore[misc]
+            if kwargs:
+                return super().execute(query, params, **kwargs)  # type: ignore[misc]
+            return super().execute(query, params)  # type: ignore[misc]
         finally:
             connection.watched -= 1
 
@@ -509,11 +525,27 @@ class _ServerSide(_Watched):
 
 
 @lru_cache(maxsize=64)
-def _watched(factory: type) -> Any:
+def _watched(factory: Any) -> Any:
+    """A class of cursors with ours before it; or a function that makes some of such."""
+    if not isinstance(factory, type):
+        return factory if isinstance(factory, _Making) else _Making(factory)
     if issubclass(factory, _Watched):
         return factory
     first = _ServerSide if issubclass(factory, psycopg.ServerCursor) else _Watched
     return type(factory.__name__, (first, factory), {"__slots__": ()})
+
+
+class _Making:
+    """A function that makes cursors, and is no class."""
+
+    def __init__(self, factory: Callable[..., Any]) -> None:
+        self.factory = factory
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        cursor = self.factory(*args, **kwargs)
+        kind: Any = type(cursor)
+        cursor.__class__ = _watched(kind)
+        return cursor
 
 
 # State of the session.
@@ -572,7 +604,7 @@ _KEPT = 4096
 
 def makes_session_state(statement: str) -> int:
     """Whether what follows a statement on its connection may depend on it, and how long."""
-    return (_found if len(statement) <= _KEPT else _found.__wrapped__)(statement)
+    return _found(statement) if len(statement) <= _KEPT else _found.__wrapped__(statement)
 
 
 @lru_cache(maxsize=4096)

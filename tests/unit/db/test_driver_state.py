@@ -75,6 +75,7 @@ def psycopg_settings() -> dict[str, Callable[[Any], object]]:
     return {
         "row_factory": set_on("row_factory", dict_row),
         "cursor_factory": set_on("cursor_factory", Cursor),
+        "cursor_factory, a function": set_on("cursor_factory", lambda *a, **k: Cursor(*a, **k)),
         "server_cursor_factory": set_on("server_cursor_factory", psycopg.RawServerCursor),
         "prepare_threshold": set_on("prepare_threshold", 0),
         "prepared_max": set_on("prepared_max", 1),
@@ -99,6 +100,25 @@ def test_what_is_set_on_a_connection_of_psycopg(database: Database, name: str) -
     before, after = seen(database, sees, lambda: psycopg_settings()[name](raw()))
     assert before == after
     assert before[0] == "a"
+
+
+@postgresql
+@pytest.mark.parametrize("name", ["cursor_factory", "cursor_factory, a function"])
+def test_cursors_that_a_project_makes_are_watched(database: Database, name: str) -> None:
+    def does() -> None:
+        psycopg_settings()[name](raw())
+        with raw().cursor() as cursor:
+            cursor.execute("SELECT 1")
+            assert cursor.fetchone() == ("another",)
+            assert not raw().session_state
+            cursor.execute("SET app.tenant = 'mine'")
+        assert raw().session_state
+
+    def sees() -> Any:
+        return value("SELECT current_setting('app.tenant', true)") or ""
+
+    before, after = seen(database, sees, does)
+    assert before == after == ""
 
 
 @postgresql
