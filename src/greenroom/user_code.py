@@ -262,7 +262,7 @@ class SlowCache:
         """Nothing: the clients that have connections are those of threads."""
 
     def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        client = caches[self._alias]
+        client: Any = caches[self._alias]
         if client is self:
             client = self._client
         given, attributes = dict(self._given), vars(client)
