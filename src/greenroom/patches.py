@@ -97,6 +97,7 @@ private, relied on                     for
 `._configure_connection`               are taken and returned as from psycopg's pool
 `Connection.wait`, `.lock`,            of psycopg: where it waits, and what it holds
 `._try_cancel`, `._exec_command`,      meanwhile
+`._check_connection_ok`                whether it may make a cursor
 `._pipeline`, `._autocommit`,
 `._prepared`, `._isolation_level`,     what is set on a connection and not in its
 `._read_only`, `._deferrable`,         session, and must not reach the next request

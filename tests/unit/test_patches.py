@@ -226,7 +226,10 @@ def test_psycopg() -> None:
     assert "waiting.wait(" not in outside
     assert list(inspect.signature(original(waiting.wait_conn.args[0])).parameters)[:1] == ["gen"]
     for owner, names in (
-        (psycopg.Connection, ("_try_cancel", "_exec_command", "commit", "rollback")),
+        (
+            psycopg.Connection,
+            ("_check_connection_ok", "_try_cancel", "_exec_command", "commit", "rollback"),
+        ),
         (DatabaseWrapper, ("pool", "close_pool", "_configure_connection", "create_cursor")),
     ):
         for name in names:
@@ -240,6 +243,7 @@ def test_psycopg() -> None:
     for name in ("_described", "_withhold", "_name"):
         assert f"self.{name}" in server, name
     assert "self.lock = Lock()" in source
+    assert "self.cursor_factory(self, row_factory=row_factory)" in source
     # Statements are sent by these.
     from greenroom.db.postgresql import _STATEMENTS
 

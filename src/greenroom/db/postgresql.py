@@ -114,23 +114,17 @@ class WaitingConnection(psycopg.Connection[Any]):
                 logger.debug("A host could not be reached: %s", exc)
         return super().connect(**known, **attempts[-1])
 
-    # What `cursor` makes them of. (To change the class of each cursor afterwards is slow.)
-
-    @property
-    def cursor_factory(self) -> Any:
-        return self._cursor_factory
-
-    @cursor_factory.setter
-    def cursor_factory(self, factory: Any) -> None:
-        self._cursor_factory = _watched(factory)
-
-    @property
-    def server_cursor_factory(self) -> Any:
-        return self._server_cursor_factory
-
-    @server_cursor_factory.setter
-    def server_cursor_factory(self, factory: Any) -> None:
-        self._server_cursor_factory = _watched(factory)
+    def cursor(self, name: str = "", **kwargs: Any) -> Any:
+        factory: Any = self.cursor_factory
+        if name or kwargs or not isinstance(factory, type):
+            cursor: Any = super().cursor(name, **kwargs)
+            factory = type(cursor)
+            cursor.__class__ = _watched(factory)
+            return cursor
+        # As psycopg does, but of our class from the start: Python is slow with an object whose
+        # class was changed.
+        self._check_connection_ok()
+        return _watched(factory)(self, row_factory=self.row_factory)
 
     def remember_as_made(self) -> None:
         """Note what `as_made` is to set again."""
@@ -525,27 +519,11 @@ class _ServerSide(_Watched):
 
 
 @lru_cache(maxsize=64)
-def _watched(factory: Any) -> Any:
-    """A class of cursors with ours before it; or a function that makes some of such."""
-    if not isinstance(factory, type):
-        return factory if isinstance(factory, _Making) else _Making(factory)
+def _watched(factory: type) -> Any:
     if issubclass(factory, _Watched):
         return factory
     first = _ServerSide if issubclass(factory, psycopg.ServerCursor) else _Watched
     return type(factory.__name__, (first, factory), {"__slots__": ()})
-
-
-class _Making:
-    """A function that makes cursors, and is no class."""
-
-    def __init__(self, factory: Callable[..., Any]) -> None:
-        self.factory = factory
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        cursor = self.factory(*args, **kwargs)
-        kind: Any = type(cursor)
-        cursor.__class__ = _watched(kind)
-        return cursor
 
 
 # State of the session.
