@@ -35,14 +35,15 @@ def compiled() -> list[Path]:
     # Not one for all: pip replaces the `bin` of a folder that it installs into.
     folders = {package: base / package.partition(">")[0] for package in COMPILED}
     for package, folder in folders.items():
-        stamp = folder / ".installed"
-        if not stamp.exists() or stamp.read_text() != package:
+        # Its programs name the interpreter that made them.
+        made, stamp = f"{package} by {sys.executable}", folder / ".installed"
+        if not stamp.exists() or stamp.read_text() != made:
             pip = [sys.executable, "-m", "pip", "install", "--quiet", "--upgrade", "--no-deps"]
             command = [*pip, "--target", str(folder), package]
             if subprocess.run(command, check=False, stdin=subprocess.DEVNULL).returncode:
                 print(f"{package} can't be compiled here: it is left out")
             else:
-                stamp.write_text(package)
+                stamp.write_text(made)
     return [folder for folder in folders.values() if (folder / ".installed").exists()]
 
 
