@@ -90,6 +90,7 @@ private, relied on                     for
 `.savepoint_ids`, `.atomic_blocks`,    blocks end in another order, or another task's
 `.in_atomic_block`, `.errors_occurred`
 `BaseDatabaseWrapper._thread_ident`    a thread's wrapper that the loop asked for first
+`BaseDatabaseWrapper.make_cursor`      what it makes is made of our class at once
 `BaseDatabaseWrapper                   to close it though another has the turn
 .close.__wrapped__`
 `hashers.get_hashers.__wrapped__`      to make the hashers as Django does
