@@ -66,6 +66,7 @@ format: $(STAMP)
 # `bench/run.py --list` says what there is. What came out is in docs/benchmarks.md and its plots.
 bench: bench-environment
 	$(BENCH) bench/run.py $(SCENARIOS) $(ARGUMENTS)
+	$(if $(SCENARIOS),,-$(BENCH) bench/profiles.py)
 	$(BENCH) bench/report.py --publish
 
 # Some of it, in a few minutes.

@@ -30,9 +30,10 @@ def main() -> int:
     parser.add_argument("--publish", action="store_true")
     parser.add_argument("--latest", action="store_true")
     options = parser.parse_args()
+    profiles = results.load(results.PROFILES)
     file = results.LATEST if options.latest else options.file
     if file is not None:
-        print(tables.document(results.load(file)), end="")
+        print(tables.document(results.load(file), profiles=profiles), end="")
         return 0
     scenarios = results.load(results.PUBLISHED)
     if options.publish:
@@ -41,7 +42,7 @@ def main() -> int:
     if not scenarios:
         sys.exit(f"There is no {results.PUBLISHED}: measure, and then use --publish.")
     page = DOCS / "benchmarks.md"
-    page.write_text(tables.document(scenarios, plots.PLOTS))
+    page.write_text(tables.document(scenarios, plots.PLOTS, profiles))
     for path in [page, *plots.draw(scenarios, DOCS)]:
         print(path)
     return 0

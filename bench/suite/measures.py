@@ -144,7 +144,7 @@ def ticks(run: Run) -> Metrics:
         worker = server.worker()
         rest = look(worker)
         with Watch(worker) as watch:
-            said = _client("ticks", server.port, run.path, scenario.size, round(run.seconds))
+            said = client("ticks", server.port, run.path, scenario.size, round(run.seconds))
     return said | {
         "rest": rest.rss,
         "rss": watch.rss,
@@ -157,11 +157,11 @@ def ticks(run: Run) -> Metrics:
 def transfer(run: Run) -> Metrics:
     kind, size = run.scenario.measure, run.scenario.size
     with run.services.file(size) as file, run.serving(BENCH_FILE=file) as server:
-        _client(kind, server.port, run.path, size, 1)
+        client(kind, server.port, run.path, size, 1)
         worker = server.worker()
         rest = look(worker)
         with Watch(worker) as watch:
-            said = _client(kind, server.port, run.path, size, TRANSFERS)
+            said = client(kind, server.port, run.path, size, TRANSFERS)
     return said | {"rest": rest.rss, "rss": watch.rss, "threads": watch.threads}
 
 
@@ -248,8 +248,8 @@ def hour(run: Run) -> Metrics:
             ends = time.perf_counter() + seconds
             while time.perf_counter() < ends:
                 for said in (
-                    _client("ticks", server.port, "/coroutine/ticks/", 50, 5),
-                    _client("upload", server.port, "/coroutine/upload/", 5_000_000, 2),
+                    client("ticks", server.port, "/coroutine/ticks/", 50, 5),
+                    client("upload", server.port, "/coroutine/upload/", 5_000_000, 2),
                 ):
                     for kind, count in said["errors"].items():
                         errors[kind] = errors.get(kind, 0) + count
@@ -273,7 +273,7 @@ def hour(run: Run) -> Metrics:
     }
 
 
-def _client(kind: str, *arguments: Any) -> Metrics:
+def client(kind: str, *arguments: Any) -> Metrics:
     command = [sys.executable, str(Path(__file__).with_name("client.py")), kind]
     command += [str(each) for each in arguments]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)

@@ -18,6 +18,8 @@ FORMAT = 1
 FOLDER = Path(__file__).resolve().parents[1] / "results"
 # What docs/benchmarks.md is made from.
 PUBLISHED = FOLDER / "published.json"
+# Where the time goes, by profile.
+PROFILES = FOLDER / "profiles.json"
 # What was measured last.
 LATEST = FOLDER / "latest.json"
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from . import figures
+from . import figures, profile
 from .figures import Figure
 from .peers import OURS
 from .scenarios import SCENARIOS
@@ -192,7 +193,7 @@ def _environment(record: dict[str, Any]) -> str:
     )
 
 
-def revisions(scenarios: dict[str, Any]) -> str:
+def revisions(scenarios: Mapping[str, Any]) -> str:
     found: dict[str, None] = {}
     for record in scenarios.values():
         mark = " with changes" if record["changed"] else ""
@@ -223,7 +224,19 @@ measures all of this again in some hours, `make bench-quick` some of it in a few
 """  # noqa: E501
 
 
-def document(scenarios: dict[str, Any], plots: Iterable[tuple[str, str]] = ()) -> str:
+_PROFILED = """\
+### Profiles
+
+The processor's time of one request, by whose code runs, as py-spy sees the worker under the load of the scenario.
+What a function in C takes counts for who called it.
+"""  # noqa: E501
+
+
+def document(
+    scenarios: dict[str, Any],
+    plots: Iterable[tuple[str, str]] = (),
+    profiles: Mapping[str, profile.Record] = MappingProxyType({}),
+) -> str:
     """The page docs/benchmarks.md."""
     lines = [_HEAD]
     if any(record["quick"] for record in scenarios.values()):
@@ -233,7 +246,11 @@ def document(scenarios: dict[str, Any], plots: Iterable[tuple[str, str]] = ()) -
         ]
     lines += ["## Targets", ""]
     lines += of_targets(scenarios)
-    lines += ["", _MISSED.read_text(), "## Measured with", ""]
+    lines += ["", _MISSED.read_text()]
+    if profiles:
+        lines += [_PROFILED, *profile.table(profiles.values()), ""]
+        lines += [f"(`bench/profiles.py`, Greenroom at {revisions(profiles)}.)", ""]
+    lines += ["## Measured with", ""]
     lines += machines(scenarios)
     lines += [f"Greenroom at {revisions(scenarios)}.", ""]
     for name, text in plots:

@@ -361,11 +361,58 @@ def test_what_is_published_is_what_the_page_says() -> None:
     scenarios = results.load(results.PUBLISHED)
     assert page.exists() == bool(scenarios)
     if scenarios:
-        assert page.read_text() == tables.document(scenarios, plots.PLOTS), (
-            "make it again: bench/report.py"
-        )
+        assert page.read_text() == tables.document(
+            scenarios, plots.PLOTS, results.load(results.PROFILES)
+        ), "make it again: bench/report.py"
         for name in ("benchmarks.svg", "benchmarks.png"):
             assert (ROOT / "docs" / name).exists()
+
+
+STACKS = """\
+main (/e/gunicorn/app.py:9);run (/g/src/greenroom/worker.py:7) 10
+get (/e/site-packages/django/db/x.py:7);put (/g/src/greenroom/db/y.py:1) 20
+<lambda> (/e/site-packages/django/x.py:7);<genexpr> (/e/site-packages/psycopg/_queries.py) 30
+run (/g/src/greenroom/bridge.py:7);view (/g/bench/site/views.py:70) 25
+f (/e/lib/python3.13/json/encoder.py:200) 15
+"""
+
+
+def test_a_profile_is_by_whose_code_runs() -> None:
+    from suite import profile
+
+    found = profile.shares(STACKS.splitlines())
+    assert found == {
+        "psycopg": 0.3,
+        "the view": 0.25,
+        "Greenroom: database": 0.2,
+        "Python's library": 0.15,
+        "uvloop, or the server in C": 0.1,
+    }
+    with pytest.raises(profile.Invalid, match="nothing that runs"):
+        profile.shares([])
+    one = {"title": "one", "user": 1000.0, "system": 50.0, "parts": found}
+    other = {"title": "other", "user": 10.0, "system": 2.0, "parts": {"Django": 1.0}}
+    assert list(profile.table([one, other])) == [
+        "| µs a request | one | other |",
+        "|---|---|---|",
+        "| uvloop, or the server in C | 100 |  |",
+        "| Greenroom: database | 200 |  |",
+        "| Django |  | 10 |",
+        "| psycopg | 300 |  |",
+        "| the view | 250 |  |",
+        "| Python's library | 150 |  |",
+        "| the kernel | 50 | 2 |",
+        "| **in all** | 1,050 | 12 |",
+    ]
+
+
+def test_the_profiles_of_the_page_exist() -> None:
+    import profiles
+    from suite.scenarios import SCENARIOS
+
+    for each in profiles.SHOWN:
+        scenario, row, _ = profiles.parts(each)
+        assert row in [one.key for one in SCENARIOS[scenario].rows], each
 
 
 def test_rows_can_be_chosen() -> None:
