@@ -496,11 +496,19 @@ class SQLite(borrow.Wrapper):
             else:
                 # On its thread from the first: it reads files.
                 driver = _Driver()
+                made: list[Any] = []
+
+                def close_it() -> None:
+                    for each in made:
+                        sqlite3.Connection.close(each)
+
                 try:
-                    connection = driver.call(_NotYet(), open_one, (params,))
+                    driver.call(_NotYet(), lambda: made.append(open_one(params)), ())
                 except BaseException:
-                    driver.end(_nothing)
+                    # Nobody may be waiting for it by the time that it is open.
+                    driver.end(close_it)
                     raise
+                (connection,) = made
                 connection._driver = driver
             connection.session_state = False
             return connection
@@ -558,10 +566,6 @@ class _NotYet:
 
     def interrupt(self) -> None:
         pass
-
-
-def _nothing() -> None:
-    pass
 
 
 @lru_cache(maxsize=16)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import sys
@@ -737,11 +738,15 @@ def test_a_connection_that_the_server_ended_is_not_lent(run: Any, database: Any)
     run(main, DB_MAX_CONNECTIONS=1)
 
 
-def test_a_task_that_is_thrown_away_in_a_statement(run: Any, database: Any) -> None:
-    """Its coroutine is closed, which must neither wait nor raise."""
+@pytest.mark.parametrize("connected", [True, False])
+def test_a_task_that_is_thrown_away_in_a_statement(
+    run: Any, database: Any, connected: bool
+) -> None:
+    """Its coroutine is closed, which must neither wait nor raise; nor lose a connection."""
 
     async def view() -> None:
-        Customer.objects.count()
+        if connected:
+            Customer.objects.count()
 
         def statement() -> None:
             with connection.cursor() as cursor:
@@ -756,6 +761,8 @@ def test_a_task_that_is_thrown_away_in_a_statement(run: Any, database: Any) -> N
 
     async def main() -> None:
         await request(view)
+        # A connection that is open and refers to nothing any more is a warning.
+        gc.collect()
         assert await request(other) == 0
 
     run(main, DB_MAX_CONNECTIONS=1)
