@@ -109,6 +109,7 @@ class Application:
 
     def _enter_lifespan(self, home: loops.Home) -> asyncio.Future[Any]:
         home.threads.after_call = exchange.tidy_connections
+        home.threads.at_end = connections.close_all
         home.stack.callback(borrow.drain)
         # Those of tests come and go.
         listener = None if borrow.in_tests() else logs.take_off_loop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -79,6 +80,32 @@ def test_a_cursor_that_is_collected_late_closes_nothing(database: Any) -> None:
         await ask(others)
 
     database.run(main, "loop", GREENROOM={"DB_MAX_CONNECTIONS": 1})
+
+
+def test_a_thread_that_ends_closes_what_it_kept(database: Any) -> None:
+    """With CONN_MAX_AGE connections outlive their requests, but not their threads."""
+    database.change(CONN_MAX_AGE=None)
+    kept: list[Any] = []
+
+    def view(request: Any) -> None:
+        Customer.objects.count()
+        kept.append(connection.connection)
+
+    async def main(ask: Any) -> None:
+        await ask(view, pattern="plain")
+        await ask(view, pattern="plain")
+
+    database.run(main, "thread", threads=1)
+    assert kept[0] is kept[1]
+    deadline = time.monotonic() + 10
+    while is_open(kept[0]):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def is_open(driver: Any) -> bool:
+    closed: bool = driver._closed if hasattr(driver, "_closed") else driver.closed
+    return not closed
 
 
 @pytest.mark.parametrize("how", ["sync_to_async", "not thread-sensitive", "to_thread"])
