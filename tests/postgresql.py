@@ -3,9 +3,7 @@
     with server() as pg:
         DATABASES = {"default": pg.create("site")}
 
-It listens on a Unix socket in its own folder, and only there. It is a child of a small
-keeper process that reads a pipe which only we can write to: when we end in whatever way,
-by SIGKILL too, the pipe does, and the keeper ends the server and removes the folder.
+It listens on a Unix socket in its own folder, and only there, and ends when we do (`keeper`).
 
 PostgreSQL refuses to run as root. Where we are root it runs as `postgres`, or else as
 `nobody`; authentication is `trust`, and only the folder's owner and root reach the socket.
@@ -19,14 +17,14 @@ import pwd
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-TIMEOUT = 30.0
+import keeper
+
 SUPERUSER = "postgres"
 MISSING = "PostgreSQL's server is not installed; on Debian: apt-get install postgresql"
 
@@ -43,31 +41,6 @@ _OPTIONS = {
     "full_page_writes": "off",
     "max_connections": "200",
 }
-
-_KEEPER = """
-import shutil, signal, subprocess, sys, threading
-
-folder, user, *command = sys.argv[1:]
-options = {"user": user, "group": int(command.pop(0)), "extra_groups": []} if user else {}
-server = subprocess.Popen(command, stdin=subprocess.DEVNULL, **options)
-orphaned = False
-
-def watch():
-    global orphaned
-    sys.stdin.read()
-    orphaned = True
-    server.send_signal(signal.SIGQUIT)
-    try:
-        server.wait(10)
-    except subprocess.TimeoutExpired:
-        server.kill()
-
-threading.Thread(target=watch, daemon=True).start()
-status = server.wait()
-if orphaned:
-    shutil.rmtree(folder, ignore_errors=True)
-sys.exit(status)
-"""
 
 _SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
@@ -130,11 +103,11 @@ class PostgreSQL:
 
     def stop(self, mode: str = "immediate") -> None:
         """End the server ("smart", "fast" or "immediate"); its data stays for `start`."""
-        keeper = self._keeper
-        assert keeper is not None, "the server does not run"
+        kept = self._keeper
+        assert kept is not None, "the server does not run"
         pid = int((self._data / "postmaster.pid").read_text().split()[0])
         os.kill(pid, _SIGNALS[mode])
-        keeper.wait(TIMEOUT)
+        kept.wait(keeper.TIMEOUT)
         self._end()
 
     def start(self) -> None:
@@ -144,20 +117,7 @@ class PostgreSQL:
         command += ["-c", f"unix_socket_directories={self.folder}"]
         for name, value in _OPTIONS.items():
             command += ["-c", f"{name}={value}"]
-        if (owner := self._owner) is not None:
-            command = [owner.pw_name, str(owner.pw_gid), *command]
-        else:
-            command = ["", *command]
-        with self._log.open("ab") as log:
-            self._keeper = subprocess.Popen(
-                # Isolated and without site: no coverage, no path of ours.
-                [sys.executable, "-I", "-S", "-c", _KEEPER, str(self.folder), *command],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                cwd=self.folder,
-                start_new_session=True,
-            )
+        self._keeper = keeper.start(self.folder, command, self._log, self._owner)
         try:
             self._wait_ready(self._keeper)
         except BaseException:
@@ -213,33 +173,25 @@ class PostgreSQL:
         if ran.returncode != 0:
             raise RuntimeError(f"initdb failed:\n{ran.stdout}")
 
-    def _wait_ready(self, keeper: subprocess.Popen[bytes]) -> None:
+    def _wait_ready(self, kept: subprocess.Popen[bytes]) -> None:
         import psycopg
 
-        deadline = time.monotonic() + TIMEOUT
+        deadline = time.monotonic() + keeper.TIMEOUT
         while True:
             try:
                 self._connect("postgres").close()
             except psycopg.OperationalError as exc:
                 # No socket yet, or "the database system is starting up".
-                if keeper.poll() is not None or time.monotonic() > deadline:
+                if kept.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"PostgreSQL did not start: {exc}\n{self.log()}") from exc
                 time.sleep(0.02)
             else:
                 return
 
     def _end(self) -> None:
-        keeper, self._keeper = self._keeper, None
-        if keeper is None:
-            return
-        assert keeper.stdin is not None
-        keeper.stdin.close()
-        try:
-            keeper.wait(TIMEOUT)
-        except subprocess.TimeoutExpired:
-            os.killpg(keeper.pid, signal.SIGKILL)
-            keeper.wait()
-            raise
+        kept, self._keeper = self._keeper, None
+        if kept is not None:
+            keeper.end(kept)
 
 
 @contextlib.contextmanager

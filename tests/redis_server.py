@@ -1,4 +1,4 @@
-"""A private Redis for tests, ended for certain: as `postgresql.py` does it, by its keeper.
+"""A private Redis for tests, which ends when we do (`keeper`).
 
 It keeps nothing on disk, and listens on a Unix socket in its own folder and, on loopback, on a
 port that the kernel chose.
@@ -12,15 +12,14 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from postgresql import _KEEPER, required
+import keeper
+from postgresql import required
 
-TIMEOUT = 30.0
 MISSING = "Redis's server is not installed; on Debian: apt-get install redis-server"
 
 __all__ = ["MISSING", "Redis", "find", "required", "server"]
@@ -47,16 +46,8 @@ class Redis:
         command = [find() or "redis-server", "--port", str(self.port), "--bind", "127.0.0.1"]
         command += ["--unixsocket", self.path, "--save", "", "--dir", str(self.folder)]
         command += ["--pidfile", str(self.folder / "pid"), "--daemonize", "no"]
-        with (self.folder / "log").open("ab") as log:
-            self._keeper = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _KEEPER, str(self.folder), "", *command],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                cwd=self.folder,
-                start_new_session=True,
-            )
-        deadline = time.monotonic() + TIMEOUT
+        self._keeper = keeper.start(self.folder, command, self.folder / "log")
+        deadline = time.monotonic() + keeper.TIMEOUT
         while True:
             with socket.socket(socket.AF_UNIX) as unix, socket.socket() as tcp:
                 if not unix.connect_ex(self.path) and not tcp.connect_ex(("127.0.0.1", self.port)):
@@ -79,27 +70,20 @@ class Redis:
 
     def kill(self) -> None:
         """End it at once, as by a crash; `start` starts it again, empty."""
-        keeper, self._keeper = self._keeper, None
-        assert keeper is not None, "the server does not run"
+        kept, self._keeper = self._keeper, None
+        assert kept is not None, "the server does not run"
         self._signal(signal.SIGKILL)
-        keeper.wait(TIMEOUT)
-        assert keeper.stdin is not None
-        keeper.stdin.close()
+        # A keeper whose pipe ends first takes the folder away.
+        kept.wait(keeper.TIMEOUT)
+        keeper.end(kept)
 
     def _signal(self, number: int) -> None:
         os.kill(int((self.folder / "pid").read_text()), number)
 
     def close(self) -> None:
-        keeper, self._keeper = self._keeper, None
-        if keeper is not None:
-            assert keeper.stdin is not None
-            keeper.stdin.close()
-            try:
-                keeper.wait(TIMEOUT)
-            except subprocess.TimeoutExpired:
-                os.killpg(keeper.pid, signal.SIGKILL)
-                keeper.wait()
-                raise
+        kept, self._keeper = self._keeper, None
+        if kept is not None:
+            keeper.end(kept)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
