@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import linecache
 import re
 import signal
+from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any
 
@@ -91,6 +93,43 @@ def test_an_autopsy_in_a_signal_handler(new_loop: Any) -> None:
     assert rest.count("in waits\n    bridge.await_(asyncio.sleep(3600))") == 2
     # Neither what has ended nor what runs.
     assert rest.count("Suspended") == 2
+
+
+SOURCE = """\
+# coding: latin-1
+import sys
+def outer():
+    return inner()
+def inner():
+    return sys._getframe(0), "\xe4"
+"""
+
+
+def test_no_source_is_kept(tmp_path: Path) -> None:
+    """linecache would keep all of each file, in each worker, for ever."""
+    path = tmp_path / "module.py"
+    path.write_text(SOURCE, encoding="latin-1")
+    unread = compile(SOURCE, "<generated>", "exec"), compile(SOURCE, str(tmp_path), "exec")
+    found = [
+        *[(code, 3) for code in unread],
+        # Past its end, and nowhere.
+        *[(compile("", str(path), "exec"), line) for line in (7, None)],
+    ]
+    names: dict[str, Any] = {}
+    exec(compile(path.read_bytes(), str(path), "exec"), names)
+    frame, _ = names["outer"]()
+    said = stacks.text([(frame.f_code, 6), (names["outer"].__code__, 4), *found])  # type: ignore[list-item]
+    assert str(path) not in linecache.cache
+    assert said.splitlines() == [
+        f'  File "{path}", line None, in <module>',
+        f'  File "{path}", line 7, in <module>',
+        f'  File "{tmp_path}", line 3, in <module>',
+        '  File "<generated>", line 3, in <module>',
+        f'  File "{path}", line 4, in outer',
+        "    return inner()",
+        f'  File "{path}", line 6, in inner',
+        '    return sys._getframe(0), "\xe4"',
+    ]
 
 
 def test_names_are_bounded() -> None:
