@@ -64,7 +64,7 @@ def _over(a: float, b: float) -> float:
 
 @dataclass(frozen=True)
 class Slope:
-    """Of memory over time: megabytes an hour, and twice its standard error."""
+    """Of a count over time: millions an hour, and twice its standard error."""
 
     per_hour: float
     noise: float
@@ -74,7 +74,7 @@ def slope(samples: Sequence[tuple[float, float]], blocks: int = 12) -> Slope:
     """A line through the means of as many stretches of time, the first fifth left out.
 
     Samples that follow each other aren't independent, which means of stretches nearly are.
-    `samples` are seconds and bytes.
+    `samples` are seconds and counts, of bytes mostly: then it is megabytes an hour.
     """
     end = samples[-1][0]
     begin = end / 5

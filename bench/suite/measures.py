@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +224,11 @@ def in_process(run: Run) -> Metrics:
 
 
 def hour(run: Run) -> Metrics:
-    """Memory over a long time of everything: queries, pages, waits, uploads, clients that leave."""
+    """Memory over a long time of everything: queries, pages, waits, uploads, clients that leave.
+
+    `slope` is of the process's memory, which grows too where free blocks lie scattered;
+    `blocks`, in thousands an hour, of what Python has in use: only what is kept makes it grow.
+    """
     scenario, seconds = run.scenario, run.seconds
     headers = tuple(f"{name}: {value}" for name, value in run.headers.items())
     loads = [
@@ -235,7 +239,11 @@ def hour(run: Run) -> Metrics:
         ("/coroutine/sleep/50/", 32),
     ]
     errors: dict[str, int] = {}
-    with run.services.file(scenario.size) as file, run.serving(BENCH_FILE=file) as server:
+    with (
+        tempfile.NamedTemporaryFile("r") as blocks,
+        run.services.file(scenario.size) as file,
+        run.serving(BENCH_FILE=file, BENCH_BLOCKS=blocks.name) as server,
+    ):
         watch = Watch(server.worker(), every=5)
         with contextlib.ExitStack() as stack, watch:
             commands = [wrk.command(server.url(path), n, seconds, headers) for path, n in loads]
@@ -257,20 +265,32 @@ def hour(run: Run) -> Metrics:
                 wrk.run(server.url("/coroutine/sleep/5000/"), 50, 1)
                 wrk.run(server.url("/coroutine/stream/"), 4, 1)
             outputs = [wrk.parse(each.communicate(timeout=120)[0]) for each in started]
+        counted = since_first(blocks)
         if server.worker() != watch.pid:
             raise Invalid("another worker has taken its place")
     for output in outputs:
         for kind, count in output.errors.items():
             errors[kind] = errors.get(kind, 0) + count
-    line = figures.slope(watch.samples)
+    line, kept = figures.slope(watch.samples), figures.slope(counted)
     return {
         "slope": line.per_hour,
         "noise": line.noise,
+        "blocks": 1000 * kept.per_hour,
+        "blocks_noise": 1000 * kept.noise,
         "requests": sum(output.requests for output in outputs),
         "rss": watch.rss,
         "samples": [[round(at), rss] for at, rss in watch.samples],
         "errors": errors,
     }
+
+
+def since_first(lines: Iterable[str]) -> list[tuple[float, float]]:
+    """Seconds since the first line, and the count of each: of what a worker wrote.
+
+    Its last line may be in the middle of being written.
+    """
+    found = [tuple(map(float, line.split())) for line in lines if line.endswith("\n")]
+    return [(at - found[0][0], count) for at, count in found]
 
 
 def client(kind: str, *arguments: Any) -> Metrics:

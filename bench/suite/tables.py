@@ -31,6 +31,8 @@ COLUMNS = {
     "busiest": ("the busiest, of the mean", 1, 2),
     "slope": ("MB an hour", 1, 2),
     "noise": ("twice the error", 1, 2),
+    "blocks": ("thousand blocks kept an hour", 1, 1),
+    "blocks_noise": ("twice the error", 1, 1),
 }
 # The metrics of a table, the first of which is compared.
 _OF_MEASURE = {
@@ -42,7 +44,7 @@ _OF_MEASURE = {
     "start": ("rss", "seconds", "threads"),
     "balance": ("busiest", "rate"),
     "through_nginx": ("rate", "p50", "p99"),
-    "hour": ("slope", "noise", "rss"),
+    "hour": ("slope", "noise", "blocks", "blocks_noise", "rss"),
 }
 
 # Written by hand: what comes of looking for the reasons.

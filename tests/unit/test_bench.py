@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,29 @@ def test_the_slope_of_memory(rise: float, noise: float) -> None:
     assert found.per_hour == pytest.approx(rise, abs=0.1 + noise / 5)
     assert found.noise >= 0
     assert abs(found.per_hour - rise) <= found.noise + 0.1 + noise / 5
+
+
+@pytest.mark.once
+def test_what_a_worker_notes_of_its_memory(tmp_path: Path) -> None:
+    from suite.measures import Run, since_first
+    from suite.scenarios import SCENARIOS, Row
+    from suite.services import Services
+
+    # The last line is still being written.
+    assert since_first(["5.5 700\n", "10.5 720.0\n", "15.5 7"]) == [(0, 700), (5, 720)]
+    assert since_first([]) == []
+    noted = tmp_path / "blocks"
+    run = Run(Services(), SCENARIOS["hello-coroutine"], Row("greenroom"), 4, 1)
+    noted.touch()
+    until = time.monotonic() + 10
+    with run.serving(BENCH_BLOCKS=str(noted)):
+        while (
+            not (found := since_first(noted.read_text().splitlines(True)))
+            and time.monotonic() < until
+        ):
+            time.sleep(0.02)
+    assert found[0][0] == 0
+    assert 50_000 < found[0][1] < 5_000_000
 
 
 def test_keys_of_peers_scenarios_and_targets_exist() -> None:
