@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import dis
 import inspect
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from asgiref import local, sync
 from asgiref.sync import AsyncToSync, SyncToAsync
+from django.conf import LazySettings, settings
 from django.contrib.auth import hashers
 from django.contrib.sessions.backends.file import SessionStore
 from django.core.cache import caches
+from django.core.exceptions import ImproperlyConfigured
 from django.core.files.images import ImageFile
 from django.core.handlers.base import BaseHandler
 from django.db import connections
@@ -32,8 +36,10 @@ from django.db.models.fields.files import FieldFile
 from django.db.transaction import Atomic
 from django.db.utils import ConnectionHandler
 from django.dispatch import Signal
+from django.test import override_settings
 from django.urls import URLResolver
 from django.utils import asyncio as django_asyncio
+from django.utils.functional import LazyObject
 
 from greenroom import patches
 
@@ -116,6 +122,50 @@ def test_the_table_names_all_that_apply_replaces() -> None:
         if name.startswith("Calls."):
             continue
         assert f".{name.rpartition('.')[2]}" in table, name
+
+
+def test_settings_are_read_as_before() -> None:
+    # All that is left out: what is hidden, and the way past it.
+    names = LazyObject.__getattribute__.__code__.co_names
+    assert set(names) <= {"super", "__getattribute__", "getattr", "AttributeError"}
+    assert "_mask_wrapped" in LazyObject.__getattribute__.__code__.co_consts
+    assert LazySettings.__getattribute__ is object.__getattribute__
+    before = settings.APPEND_SLASH
+    with override_settings(APPEND_SLASH=not before, GREENROOM_TEST=1):
+        assert settings.APPEND_SLASH is not before
+        assert settings.GREENROOM_TEST == 1
+        del settings.APPEND_SLASH
+        assert not hasattr(settings, "APPEND_SLASH")
+    assert settings.APPEND_SLASH is before
+    assert not hasattr(settings, "GREENROOM_TEST")
+    assert "APPEND_SLASH" in dir(settings)
+    assert settings.is_overridden("ROOT_URLCONF")
+    assert settings.__class__ is type(settings._wrapped)
+    assert settings.__bool__()
+    unset = LazySettings()
+    with mock.patch.dict(os.environ):
+        os.environ.pop("DJANGO_SETTINGS_MODULE", None)
+        with pytest.raises(ImproperlyConfigured, match="Requested setting DEBUG"):
+            unset.DEBUG  # noqa: B018
+
+
+def test_settings_of_a_tool_are_left_alone() -> None:
+    code = """
+from django.conf import LazySettings, settings
+read = []
+def getattribute(self, name):
+    read.append(name)
+    return object.__getattribute__(self, name)
+LazySettings.__getattribute__ = getattribute
+settings.configure(INSTALLED_APPS=["greenroom"], ROOT_URLCONF="project.urls_i18n")
+import django
+django.setup()
+del read[:]
+settings.ROOT_URLCONF
+assert read[0] == "ROOT_URLCONF"
+"""
+    root = __file__.rpartition("/unit/")[0]
+    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=root, check=True, timeout=60)
 
 
 def test_async_unsafe_asks_by_the_name_that_is_replaced() -> None:
