@@ -246,7 +246,12 @@ class Exchange(ABC):
         end = self.claim()
         given_up = self.response is None and self._lane is not None and self._lane.given_up
         if self.on_loop and not given_up and handler.closes_at_once(self.request, self.response):
-            await run(end)
+            judge = self.application.handler.judge
+            if judge.ends_quietly() and borrow.is_unused(self.scope):
+                # Nothing of it can wait: a bridge would be for nothing.
+                end()
+            else:
+                await run(end)
             return
         try:
             await sync_to_async(end)()

@@ -31,8 +31,10 @@ from weakref import WeakKeyDictionary
 
 from asgiref.sync import iscoroutinefunction
 from django.conf import settings as django_settings
+from django.core.cache import close_caches
+from django.core.handlers.base import reset_urlconf
 from django.core.signals import request_finished, request_started
-from django.db import connections
+from django.db import close_old_connections, connections
 from django.template import TemplateDoesNotExist
 from django.template.loader import get_template
 from django.urls import URLPattern, URLResolver, get_resolver
@@ -112,6 +114,10 @@ def _yields(function: Any) -> bool:
     return code is not None and bool(code.co_flags & inspect.CO_ITERABLE_COROUTINE)
 
 
+# Receivers of `request_finished` that wait for nothing where no database was used: caches'
+# clients on the loop have nothing to close.
+_QUIET = (close_caches, close_old_connections, reset_urlconf)
+
 # By which views are remembered.
 _METHODS = frozenset({None, *map(str.upper, View.http_method_names)})
 
@@ -132,6 +138,8 @@ class Judge:
         self._reasons: list[str] = []
         self._unknown_patterns: list[str] = []
         self._by_language = True
+        # The receivers of `request_finished`, if all of them are Django's own.
+        self._quiet: list[Any] | None = None
         # What is known of views that are functions, with the settings, by method.
         self._kinds: WeakKeyDictionary[
             FunctionType, dict[str | None, tuple[conf.Settings, tuple[bool, list[str]]]]
@@ -198,6 +206,7 @@ class Judge:
             ]
             self._reasons = [*self._judge(), *self._unknown_patterns]
             self._by_language = any(map(_may_know_language, _url_code(get_resolver(root))))
+            self._quiet = key[4] if self._is_quiet() else None
             self._key = key
         return self._reasons
 
@@ -209,6 +218,16 @@ class Judge:
     def language(self) -> str | None:
         """The active language, if what a path leads to may depend on it."""
         return get_language() if self._by_language else None
+
+    def ends_quietly(self) -> bool:
+        """Whether the end of a request that has used no database waits for nothing."""
+        return self._quiet is not None and request_finished.receivers == self._quiet
+
+    def _is_quiet(self) -> bool:
+        receivers, coroutine_functions = request_finished._live_receivers(self._sender)
+        return not coroutine_functions and all(
+            any(each is known for known in _QUIET) for each in receivers
+        )
 
     def is_new(self, urlconf: Any) -> bool:
         """Whether it is a URLconf that was not seen yet."""

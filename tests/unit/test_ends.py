@@ -16,13 +16,15 @@ from typing import Any
 
 import pytest
 from django.core.signals import request_finished, request_started
+from django.db import connection
 from django.http import HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
+from django.test import override_settings
 from django.urls import path
 
 import driver
 from driver import Cancellable, Site
-from greenroom import loop_safe
+from greenroom import await_, bridge, loop_safe, placement as judgement
 from project import middleware, urls, views
 
 PATHS = [
@@ -50,6 +52,9 @@ class Ends:
         self.closed: Counter[int] = Counter()
         # Kept, so that no id is used twice.
         self.responses: list[Any] = []
+        # Of `request_finished`, and whether each was sent in a bridge.
+        self.receiver: Any = None
+        self.bridged: list[bool] = []
 
     def check(self, count: int | None = None) -> None:
         assert self.started == self.finished
@@ -72,7 +77,9 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ends]:
     @loop_safe
     def finished(**kwargs: Any) -> None:
         ends.finished += 1
+        ends.bridged.append(bridge.in_bridge())
 
+    ends.receiver = finished
     close = HttpResponseBase.close
 
     def counted(self: Any) -> None:
@@ -126,6 +133,53 @@ def test_cancelled_at_any_turn_of_the_loop(
         site.run(main)
     # The view waits for 30 s: a cancellation that gets lost lets it.
     assert time.monotonic() - began < 25
+
+
+@pytest.fixture
+def quiet_ends(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> Ends:
+    """Where `request_finished` has no receivers but those that wait for nothing."""
+    monkeypatch.setattr(judgement, "_QUIET", (*judgement._QUIET, ends.receiver))
+    return ends
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_cancelled_where_the_end_takes_no_bridge(quiet_ends: Ends, path: str) -> None:
+    test_cancelled_at_any_turn_of_the_loop("auto", quiet_ends, path, (), "project.urls_errors")
+
+
+def test_the_end_takes_a_bridge_where_it_may_wait(quiet_ends: Ends) -> None:
+    waited = []
+
+    @loop_safe
+    def waits(**kwargs: Any) -> None:
+        await_(asyncio.sleep(0))
+        waited.append(True)
+
+    async def hello(request: Any) -> HttpResponse:
+        if request.GET:
+            request_finished.connect(waits)
+        return HttpResponse("Hello")
+
+    async def query(request: Any) -> HttpResponse:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+        return HttpResponse("Hello")
+
+    async def main(site: Site) -> None:
+        urls = types.ModuleType("urls")
+        urls.urlpatterns = [path("hello/", hello), path("query/", query)]  # type: ignore[attr-defined]
+        with override_settings(ROOT_URLCONF=urls):
+            for target in ("/hello/", "/query/", "/hello/?late", "/hello/"):
+                assert (await site.ask(target)).status.startswith("200")
+
+    try:
+        with Site("auto") as site:
+            site.run(main)
+    finally:
+        request_finished.disconnect(waits)
+    assert quiet_ends.bridged == [False, True, True, True]
+    assert waited == [True, True]
+    quiet_ends.check(4)
 
 
 @pytest.mark.parametrize("path", [p for p in PATHS if p != "/wait/"])

@@ -210,6 +210,11 @@ def wait(awaitable: Awaitable[T]) -> T:
         _scope.set(before)
 
 
+def is_unused(scope: Scope | None) -> bool:
+    """Whether the current scope is this one, and no wrapper was ever made for it."""
+    return scope is not None and _scope.get() is scope and not scope.wrappers
+
+
 def forget() -> None:
     """Let what runs in this context from now on have the wrappers of its thread."""
     _scope.set(None)
