@@ -24,12 +24,13 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from asyncio import current_task
+from asyncio import _get_running_loop, current_task
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
+from threading import get_ident
 from typing import Any, ParamSpec, TypeVar
 
 from . import bridge
@@ -43,9 +44,9 @@ Actor = Any  # a task, or a thread's ident
 
 def actor() -> Actor:
     """Who runs here: the task whose bridge this is, or this thread."""
-    if asyncio._get_running_loop() is not None:
+    if _get_running_loop() is not None:
         return current_task()
-    ident = threading.get_ident()
+    ident = get_ident()
     return _acting.get(ident, ident)
 
 
@@ -56,7 +57,7 @@ _acting: dict[int, Actor] = {}
 
 def acting(actor: Actor, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Call `fn` on this thread as `actor`, who waits for it meanwhile."""
-    ident = threading.get_ident()
+    ident = get_ident()
     before = _acting.get(ident)
     _acting[ident] = actor
     try:
@@ -90,7 +91,7 @@ class Parking:
         self.value: Any = None
         self.block: Block | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        if (loop := asyncio._get_running_loop()) is not None:
+        if (loop := _get_running_loop()) is not None:
             if not bridge.in_bridge():
                 raise BridgeError(
                     "Synchronous code would have to wait here for another task's use of the "
@@ -120,7 +121,7 @@ class Parking:
         """From any thread."""
         if self._loop is None:
             self._event.set()
-        elif asyncio._get_running_loop() is self._loop:
+        elif _get_running_loop() is self._loop:
             self._set(True)
         else:
             # A closed loop took whoever waited with it.
@@ -136,6 +137,11 @@ class Turn:
     """A lock with one holder at a time, in the order in which it was asked for.
 
     `describe` makes the error of a wait that took `timeout` seconds, of the holder.
+
+    It is taken three times a query, so where nobody waits there is no lock: who pops the token
+    of `_free`, as one can, has the turn. Those who wait are given the token under the lock. None
+    is overlooked: who waits is in `_waiting` before the token is tried for once more, and the
+    token is in `_free` before `_waiting` is looked at once more.
     """
 
     def __init__(
@@ -145,6 +151,7 @@ class Turn:
         self._timeout = timeout
         self.holder: Actor = None
         self._describe = describe
+        self._free = [True]
         self._lock = threading.Lock()
         self._waiting: deque[Parking] = deque()
         self._depth = 0
@@ -154,36 +161,28 @@ class Turn:
 
     def take(self) -> None:
         """Wait for the turn. Raises what `describe` makes, and `CancelledError`."""
-        # (`actor` and `_may`, without calls: this is done three times a query. The lock by
-        # ``with``, between whose parts no KeyboardInterrupt comes.)
-        if asyncio._get_running_loop() is not None:
+        # (`actor` and `_may`, without calls.)
+        if _get_running_loop() is not None:
             me: Actor = current_task()
         else:
-            ident = threading.get_ident()
+            ident = get_ident()
             me = _acting.get(ident, ident)
         block = self._block_that_takes() if _blocks.get() else None
-        with self._lock:
-            holder = self.holder
-            if holder is None:
-                if self.innermost is block or self._may(block):
-                    self.holder = me
-                    self._depth = 1
-                    return
-            elif holder == me:
-                self._depth += 1
-                return
-            parking = self._parking()
-            parking.block = block
-            self._waiting.append(parking)
+        holder = self.holder
+        if holder is not None and holder == me:
+            self._depth += 1
+            return
         try:
-            woken = parking.wait(self._timeout() if callable(self._timeout) else self._timeout)
-        except BaseException:
-            if not self._withdraw(parking):
-                self.release()
-            raise
-        # It may have been given in the last moment.
-        if not woken and self._withdraw(parking):
-            raise self._describe(self._who())
+            self._free.pop()
+        except IndexError:
+            pass
+        else:
+            if self.innermost is block or self._may(block):
+                self.holder = me
+                self._depth = 1
+                return
+            self._give_back()
+        self._wait(block)
 
     __enter__ = take
 
@@ -192,30 +191,27 @@ class Turn:
 
         Nobody's: when a task suspends, a thread may have begun to act for it.
         """
-        with self._lock:
-            if self.holder is not None or not self._may(self._block()):
-                return False
-            self.holder, self._depth = "what gives it back", 1
-            return True
+        if not self._pop():
+            return False
+        if not self._may(self._block()):
+            self._give_back()
+            return False
+        self.holder, self._depth = "what gives it back", 1
+        return True
 
     def release(self, *exc_info: object) -> None:
         """Also as a context manager's `__exit__`."""
-        with self._lock:
-            self._depth -= 1
-            if self._depth:
-                return
+        depth = self._depth - 1
+        self._depth = depth
+        if not depth:
             self.holder = None
-            call = self._when_free
-            if call is None:
-                if self._waiting:
-                    self._next()
+            # (`_give_back`, without a call.)
+            if self._waiting or self._when_free is not None:
+                self._hand_on()
                 return
-            self._when_free = None
-        try:
-            call()
-        finally:
-            with self._lock:
-                self._next()
+            self._free.append(True)
+            if self._waiting or self._when_free is not None:
+                self._look_again()
 
     __exit__ = release
 
@@ -225,9 +221,11 @@ class Turn:
     def when_free(self, call: Callable[[], object]) -> None:
         """Call it, which must not wait, once nobody has the turn: at once if nobody has."""
         with self._lock:
-            if self.holder is not None:
-                self._when_free = call
+            self._when_free = call
+            if not self._pop():
                 return
+            self._when_free = None
+            self._free.append(True)
         call()
 
     def _parking(self) -> Parking:
@@ -246,16 +244,76 @@ class Turn:
     def _who(self) -> str:
         return "nobody" if self.holder is None else name_of(self.holder)
 
+    def _wait(self, block: Block | None) -> None:
+        with self._lock:
+            parking = self._parking()
+            parking.block = block
+            self._waiting.append(parking)
+            # It may have come free meanwhile.
+            self._next()
+            if parking.value is not None:
+                return
+        try:
+            woken = parking.wait(self._timeout() if callable(self._timeout) else self._timeout)
+        except BaseException:
+            if not self._withdraw(parking):
+                self.release()
+            raise
+        # It may have been given in the last moment.
+        if not woken and self._withdraw(parking):
+            raise self._describe(self._who())
+
+    # The token.
+
+    def _pop(self) -> bool:
+        try:
+            self._free.pop()
+        except IndexError:
+            return False
+        return True
+
+    def _give_back(self) -> None:
+        if self._waiting or self._when_free is not None:
+            self._hand_on()
+            return
+        self._free.append(True)
+        if self._waiting or self._when_free is not None:
+            self._look_again()
+
+    def _look_again(self) -> None:
+        """Somebody began to wait while it was given back; if it was taken, who has it sees them."""
+        if self._pop():
+            self._hand_on()
+
+    def _hand_on(self) -> None:
+        """Give it to who waits for it."""
+        with self._lock:
+            call, self._when_free = self._when_free, None
+            if call is None:
+                self._give()
+                return
+            self._free.append(True)
+        try:
+            call()
+        finally:
+            with self._lock:
+                self._next()
+
     def _next(self) -> None:
+        """Give it to who waits, if it is free. Needs the lock."""
+        if self._waiting and self._pop():
+            self._give()
+
+    def _give(self) -> None:
         """Give it to the first who may have it. Needs the lock."""
-        if self.holder is None:
-            for parking in self._waiting:
-                if self._may(parking.block) and not parking.is_lost():
-                    self._waiting.remove(parking)
-                    self.holder, self._depth = parking.actor, 1
-                    parking.value = self
-                    parking.wake()
-                    return
+        for parking in self._waiting:
+            if self._may(parking.block) and not parking.is_lost():
+                self._waiting.remove(parking)
+                self.holder, self._depth = parking.actor, 1
+                parking.value = self
+                parking.wake()
+                return
+        self._free.append(True)
 
     def _withdraw(self, parking: Parking) -> bool:
         """Wait no more. False if the turn had been given."""

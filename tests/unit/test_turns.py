@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import random
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -47,6 +49,19 @@ def task(fn: Callable[[], Any]) -> asyncio.Task[Any]:
         return await bridge.run(fn)
 
     return asyncio.create_task(run())
+
+
+async def bridge_of(fn: Callable[[], Any]) -> Any:
+    return await bridge.run(fn)
+
+
+@pytest.fixture
+def often() -> Iterator[None]:
+    """Threads change places at every moment."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
 
 
 def test_first_come_first_served_by_tasks_and_threads() -> None:
@@ -171,6 +186,8 @@ def test_what_is_to_be_called_when_it_is_free() -> None:
     turn = make()
     calls: list[str] = []
     turn.when_free(lambda: calls.append("at once"))
+    with turn:
+        assert calls == ["at once"]
     assert calls == ["at once"]
 
     async def main() -> None:
@@ -244,6 +261,164 @@ def test_it_waits_nowhere_on_the_loop_outside_of_a_bridge() -> None:
 
     asyncio.run(main())
     assert free(turn)
+
+
+class Token(list[Any]):
+    """Stands for `Turn._free`, and lets something happen between two steps of another."""
+
+    def __init__(self) -> None:
+        super().__init__([True])
+        self.before_append: Callable[[], Any] | None = None
+        self.after_failed_pop: Callable[[], Any] | None = None
+
+    def append(self, token: Any) -> None:
+        before, self.before_append = self.before_append, None
+        if before is not None:
+            before()
+        super().append(token)
+
+    def pop(self, *args: Any) -> Any:
+        try:
+            return super().pop(*args)
+        except IndexError:
+            after, self.after_failed_pop = self.after_failed_pop, None
+            if after is not None:
+                after()
+            raise
+
+
+def test_who_begins_to_wait_while_it_is_released_is_not_overlooked() -> None:
+    turn = make()
+    turn._free = token = Token()
+    got = threading.Event()
+
+    def waits() -> None:
+        with turn:
+            got.set()
+
+    thread = threading.Thread(target=waits)
+
+    def meanwhile() -> None:
+        thread.start()
+        while not turn._waiting:
+            pass
+
+    turn.take()
+    token.before_append = meanwhile
+    turn.release()
+    assert got.wait(2)
+    thread.join()
+    assert free(turn)
+
+
+def test_what_is_to_be_called_and_comes_while_it_is_released_is_called() -> None:
+    turn = make()
+    turn._free = token = Token()
+    calls: list[str] = []
+    turn.take()
+    token.before_append = lambda: turn.when_free(lambda: calls.append("free"))
+    turn.release()
+    assert calls == ["free"]
+    assert free(turn)
+
+
+def test_it_comes_free_before_one_begins_to_wait() -> None:
+    turn = make(0.5)
+    turn._free = token = Token()
+    done = threading.Event()
+    go = threading.Event()
+
+    def holds() -> None:
+        turn.take()
+        done.set()
+        go.wait(5)
+        turn.release()
+
+    holder = threading.Thread(target=holds)
+    holder.start()
+    assert done.wait(5)
+
+    def meanwhile() -> None:
+        go.set()
+        holder.join()
+
+    token.after_failed_pop = meanwhile
+    with turn:
+        pass
+    assert free(turn)
+
+
+@pytest.mark.parametrize("how", ["take", "try_take"])
+def test_outside_of_a_block_it_is_given_back_to_who_waits_within(how: str) -> None:
+    """Who may not have it yet holds it for a moment, in which others ask for it."""
+    turn = make(2)
+    block = turn.open()
+    turn._free = token = Token()
+    here = contextvars.copy_context()
+    got = threading.Event()
+
+    def in_block() -> None:
+        with turn:
+            got.set()
+
+    thread = threading.Thread(target=here.run, args=(in_block,))
+
+    def meanwhile() -> None:
+        thread.start()
+        while not turn._waiting:
+            pass
+
+    token.before_append = meanwhile
+    outside = threading.Thread(target=contextvars.Context().run, args=(getattr(turn, how),))
+    outside.start()
+    assert got.wait(1)
+    thread.join()
+    turn.end(block)
+    outside.join()
+    assert (turn.holder is not None) is (how == "take")
+    if how == "take":
+        turn.release()
+    assert free(turn)
+
+
+def test_many_threads_and_tasks_have_it_one_at_a_time(often: None) -> None:
+    turn = make(20)
+    inside: list[Any] = []
+    calls: list[Any] = []
+    rounds = 300
+
+    def use() -> None:
+        for _ in range(rounds):
+            with turn:
+                inside.append(turns.actor())
+                with turn:
+                    assert inside == [turns.actor()]
+                inside.pop()
+
+    def on_loop() -> None:
+        for number in range(rounds):
+            with turn:
+                inside.append(turns.actor())
+                if number % 3 == 0:
+                    sleep(1)
+                assert inside == [turns.actor()]
+                inside.pop()
+            if number % 7 == 0:
+                turn.when_free(lambda: calls.append(1))
+            if turn.try_take():
+                assert not inside
+                turn.release()
+
+    async def main() -> None:
+        async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+            for _ in range(3):
+                group.create_task(asyncio.to_thread(use))
+            for _ in range(2):
+                group.create_task(bridge_of(on_loop))
+
+    asyncio.run(main())
+    assert free(turn)
+    assert calls
 
 
 # Blocks.
