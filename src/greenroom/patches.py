@@ -96,6 +96,12 @@ private, relied on                     for
 `.in_atomic_block`, `.errors_occurred`
 `BaseDatabaseWrapper._thread_ident`    a thread's wrapper that the loop asked for first
 `BaseDatabaseWrapper.make_cursor`      what it makes is made of our class at once
+`BaseDatabaseWrapper.cursor`,          a cursor is made as they do, with fewer calls,
+`._cursor`, `._prepare_cursor`,        where nobody has replaced them
+`.ensure_connection`,
+`DatabaseWrapper.create_cursor
+.__wrapped__`
+`CursorWrapper.__getattr__`            cursors have what it makes as methods
 `BaseDatabaseWrapper                   to close it though another has the turn
 .close.__wrapped__`
 `hashers.get_hashers.__wrapped__`      to make the hashers as Django does

@@ -100,6 +100,34 @@ def test_signatures(function: Any, expected: list[str]) -> None:
     assert parameters(function)[: len(expected)] == expected
 
 
+def test_what_django_does_for_a_cursor() -> None:
+    """`Wrapper._cursor` does no more where it doesn't call it."""
+    from greenroom.db import borrow
+
+    assert borrow._untouched
+    for function, names in (
+        (
+            BaseDatabaseWrapper._cursor,
+            (
+                "close_if_health_check_failed ensure_connection wrap_database_errors "
+                "_prepare_cursor create_cursor"
+            ),
+        ),
+        (
+            BaseDatabaseWrapper._prepare_cursor,
+            "validate_thread_sharing queries_logged make_debug_cursor make_cursor",
+        ),
+        (inspect.unwrap(BaseDatabaseWrapper.cursor), "_cursor"),
+        (BaseDatabaseWrapper.make_cursor, "utils CursorWrapper"),
+        (
+            CursorWrapper.__getattr__,
+            "getattr cursor CursorWrapper WRAP_ERROR_ATTRS db wrap_database_errors",
+        ),
+    ):
+        assert " ".join(function.__code__.co_names) == names
+    assert {"fetchone", "fetchmany", "fetchall", "nextset"} == CursorWrapper.WRAP_ERROR_ATTRS
+
+
 def test_what_is_replaced_is_ours() -> None:
     for function in (AsyncToSync.__call__, URLResolver.resolve_error_handler, Atomic.__enter__):
         assert original(function) is not function

@@ -49,6 +49,7 @@ from django.db import DatabaseError, OperationalError, connections
 from django.db.backends import utils
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.utils import load_backend
+from django.utils.asyncio import async_unsafe
 
 from greenroom import bridge, conf, loops
 from greenroom.off_loop import off_loop
@@ -233,7 +234,7 @@ def current() -> Scope | None:
 
 def waits_on_loop() -> bool:
     """Whether all of the project's databases can be waited for on the loop."""
-    return all(why_not(alias) is None for alias in connections)
+    return not any(map(_why_not_with, connections.settings.values()))
 
 
 def why_not(alias: str) -> str | None:
@@ -360,9 +361,26 @@ def _class_for(backend: type) -> Any:
         base = mixin.base()
         if base is not None and issubclass(backend, base):
             # Asked for its class, as for the sender of a signal, it names the project's.
-            named = {"__module__": backend.__module__, "__class__": property(lambda _: backend)}
+            named = {
+                "__module__": backend.__module__,
+                "__class__": property(lambda _: backend),
+                "plain_cursors": _makes_plain_cursors(backend, base),
+            }
             return type(backend.__name__, (mixin, backend), named)
     return None
+
+
+def _makes_plain_cursors(backend: Any, base: Any) -> bool:
+    """Whether a backend has those methods of Django's that `Wrapper._cursor` does without."""
+    own = ("_cursor", "_prepare_cursor", "cursor", "ensure_connection", "make_cursor")
+    return (
+        _untouched
+        and all(getattr(backend, name) is getattr(BaseDatabaseWrapper, name) for name in own)
+        and all(
+            getattr(backend, name) is getattr(base, name)
+            for name in ("close_if_health_check_failed", "create_cursor")
+        )
+    )
 
 
 def _mixins() -> Iterator[type[Wrapper]]:
@@ -390,6 +408,11 @@ class Wrapper:
     health_check_enabled: bool
     health_check_done: bool
     run_on_commit: list[Any]
+    queries_logged: bool
+    wrap_database_errors: Any
+
+    # Whether its class makes cursors as Django's does, set by `_class_for`.
+    plain_cursors = False
 
     # What is known of the engine.
 
@@ -657,15 +680,49 @@ class Wrapper:
         with self.turns:
             bridge.shielded(super().set_autocommit, *args, **kwargs)  # type: ignore[misc]
 
+    def cursor(self, *args: Any) -> Any:
+        if (
+            self.plain_cursors
+            and BaseDatabaseWrapper.cursor is _get_cursor
+            and (asyncio._get_running_loop() is None or bridge.in_bridge())
+        ):
+            # Where `async_unsafe` would find that out by an exception.
+            return self._cursor()
+        return super().cursor(*args)  # type: ignore[misc]
+
     def _cursor(self, name: str | None = None) -> Any:
         # Before it waits for its turn on what is another request's.
-        self.validate_thread_sharing()
+        scope = self.scope
+        if scope is None or scope.closed or scope is not _scope.get():
+            self.validate_thread_sharing()
         turns = self.turns
         turns.take()
         try:
-            return super()._cursor(name)  # type: ignore[misc]
+            if (
+                not self.plain_cursors
+                or self.connection is None
+                or (self.health_check_enabled and not self.health_check_done)
+                # pytest-django forbids the database by what it is.
+                or BaseDatabaseWrapper.ensure_connection is not _ensure_connection
+                or "ensure_connection" in self.__dict__
+                or BaseDatabaseWrapper._cursor is not _make_and_prepare  # type: ignore[attr-defined]
+                or BaseDatabaseWrapper._prepare_cursor is not _prepare  # type: ignore[attr-defined]
+            ):
+                return super()._cursor(name)  # type: ignore[misc]
+            # As that does, where there is a connection.
+            try:
+                cursor = self._create_cursor(name)
+            except Exception:
+                with self.wrap_database_errors:
+                    raise
+            return (
+                self.make_debug_cursor(cursor) if self.queries_logged else self.make_cursor(cursor)
+            )
         finally:
             turns.release()
+
+    def _create_cursor(self, name: str | None) -> Any:
+        return self.create_cursor(name)  # type: ignore[attr-defined]
 
     def close_if_health_check_failed(self) -> None:
         # Looked at first, as Django does after it has asked for the pool.
@@ -677,12 +734,11 @@ class Wrapper:
         return self._cursor(f"_django_curs_{next(_cursor_names)}")
 
     def make_cursor(self, cursor: Any) -> Any:
-        make = super().make_cursor  # type: ignore[misc]
-        if getattr(make, "__func__", None) is _make_cursor:
+        if self.plain_cursors and BaseDatabaseWrapper.make_cursor is _make_cursor:
             # As that does, but of our class from the start: Python is slow with an object
             # whose class was changed.
             return _cursor_class(utils.CursorWrapper)(cursor, self)
-        return self._bound(make(cursor))
+        return self._bound(super().make_cursor(cursor))  # type: ignore[misc]
 
     def make_debug_cursor(self, cursor: Any) -> Any:
         return self._bound(super().make_debug_cursor(cursor))  # type: ignore[misc]
@@ -757,22 +813,12 @@ class _Cursor:
         super().__init__(cursor, db)  # type: ignore[call-arg]
         self.lease = db.lease
 
-    def _execute(self, *args: Any) -> Any:
-        return self._in_turn(super()._execute, args)  # type: ignore[misc]
-
-    def _executemany(self, *args: Any) -> Any:
-        return self._in_turn(super()._executemany, args)  # type: ignore[misc]
-
-    def callproc(self, *args: Any, **kwargs: Any) -> Any:
-        return self._in_turn(partial(super().callproc, **kwargs), args)  # type: ignore[misc]
-
-    def _in_turn(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        # (Without ``with``, and calls that would do nothing: this is done for each query.)
+    def _execute(self, sql: Any, params: Any, *more: Any) -> Any:
+        # `_in_turn`, without the calls: this is done for each query.
         db = self.db
         scope = db.scope
         if scope is None or scope.closed or scope is not _scope.get():
             db.validate_thread_sharing()
-        # What a thread has to itself is never given back between its statements.
         lent = scope is not None and not scope.own
         turns = db.turns
         try:
@@ -781,13 +827,9 @@ class _Cursor:
                 if lent:
                     bridge.when_suspended(scope.suspend)
                 if self.lease != db.lease or db.connection is None:
-                    # Its connection was given back meanwhile.
-                    db.ensure_connection()
-                    with db.wrap_database_errors:
-                        self.cursor = db.create_cursor()
-                    self.lease = db.lease
+                    self._renew()
                 try:
-                    return fn(*args)
+                    return super()._execute(sql, params, *more)  # type: ignore[misc]
                 except Exception:
                     raise
                 except BaseException:
@@ -799,13 +841,96 @@ class _Cursor:
             if lent and asyncio._get_running_loop() is None:
                 db.after_work()
 
+    def _executemany(self, *args: Any) -> Any:
+        return self._in_turn(super()._executemany, args)  # type: ignore[misc]
 
+    def callproc(self, *args: Any, **kwargs: Any) -> Any:
+        return self._in_turn(partial(super().callproc, **kwargs), args)  # type: ignore[misc]
+
+    def _in_turn(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        db = self.db
+        db.validate_thread_sharing()
+        scope = db.scope
+        # What a thread has to itself is never given back between its statements.
+        lent = scope is not None and not scope.own
+        try:
+            with db.turns:
+                if lent:
+                    bridge.when_suspended(scope.suspend)
+                if self.lease != db.lease or db.connection is None:
+                    self._renew()
+                try:
+                    return fn(*args)
+                except Exception:
+                    raise
+                except BaseException:
+                    db.after_interruption()
+                    raise
+        finally:
+            if lent:
+                db.after_work()
+
+    def _renew(self) -> None:
+        """Its connection was given back meanwhile."""
+        db = self.db
+        db.ensure_connection()
+        with db.wrap_database_errors:
+            self.cursor = db.create_cursor()
+        self.lease = db.lease
+
+
+# Django's, by which one sees whether somebody replaced them.
+_get_cursor: Any = BaseDatabaseWrapper.cursor
+_ensure_connection = BaseDatabaseWrapper.ensure_connection
+_make_and_prepare = BaseDatabaseWrapper._cursor  # type: ignore[attr-defined]
+_prepare = BaseDatabaseWrapper._prepare_cursor  # type: ignore[attr-defined]
 _make_cursor = BaseDatabaseWrapper.make_cursor
+# Somebody may have done so before.
+_untouched = {
+    each.__code__.co_filename
+    for each in (_get_cursor, _ensure_connection, _make_and_prepare, _prepare, _make_cursor)
+} <= {BaseDatabaseWrapper.__init__.__code__.co_filename, async_unsafe.__code__.co_filename}
+
+
+class _Fetches:
+    """The methods that `CursorWrapper.__getattr__` would make anew for each call."""
+
+    db: Any
+    cursor: Any
+
+    def fetchone(self) -> Any:
+        try:
+            return self.cursor.fetchone()
+        except Exception:
+            with self.db.wrap_database_errors:
+                raise
+
+    def fetchmany(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return self.cursor.fetchmany(*args, **kwargs)
+        except Exception:
+            with self.db.wrap_database_errors:
+                raise
+
+    def fetchall(self) -> Any:
+        try:
+            return self.cursor.fetchall()
+        except Exception:
+            with self.db.wrap_database_errors:
+                raise
+
+    def close(self) -> None:
+        self.cursor.close()
+
+
+_getattr = utils.CursorWrapper.__getattr__
 
 
 @lru_cache(maxsize=64)
-def _cursor_class(kind: type) -> type:
-    return type(kind.__name__, (_Cursor, kind), {"__module__": kind.__module__})
+def _cursor_class(kind: Any) -> type:
+    # Last: what a class has of its own is before it.
+    last = (_Fetches,) if kind.__getattr__ is _getattr else ()
+    return type(kind.__name__, (_Cursor, kind, *last), {"__module__": kind.__module__})
 
 
 class _Hook:

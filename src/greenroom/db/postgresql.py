@@ -753,6 +753,11 @@ class PostgreSQL(borrow.Wrapper):
             and connection.pgconn.transaction_status == INERROR
         )
 
+    def _create_cursor(self, name: str | None) -> Any:
+        if name is None and DatabaseWrapper.create_cursor is _guarded:
+            return _create_cursor(self)
+        return self.create_cursor(name)
+
     def create_cursor(self, name: str | None = None) -> Any:
         cursor = super().create_cursor(name)  # type: ignore[misc]
         if name is not None:
@@ -760,6 +765,10 @@ class PostgreSQL(borrow.Wrapper):
             kind: Any = type(cursor)
             cursor.__class__ = _watched(kind)
         return cursor
+
+
+_guarded: Any = DatabaseWrapper.create_cursor
+_create_cursor: Callable[[Any], Any] = _guarded.__wrapped__
 
 
 class _Lender:

@@ -67,12 +67,15 @@ def is_djangos(call: Any) -> bool:
     if owner is None:
         return inspect.isfunction(call)
     kind: Any = type(owner)
-    if isinstance(owner, QuerySet | Manager):
+    if isinstance(owner, _QUERIES):
         model: Any = owner.model
         return not _overrides(kind) and not _overrides(model)
     if isinstance(owner, Model):
         return not _overrides(kind)
     return isinstance(owner, SessionBase) and kind.__module__ in _SESSIONS
+
+
+_QUERIES = (QuerySet, Manager)
 
 
 _SESSIONS = tuple(

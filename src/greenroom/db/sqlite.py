@@ -535,7 +535,7 @@ class SQLite(borrow.Wrapper):
         level = None if autocommit else ""
         if connection.isolation_level == level and not connection.in_transaction:
             return
-        with self.wrap_database_errors:  # type: ignore[attr-defined]
+        with self.wrap_database_errors:
             try:
                 # Setting it to None commits.
                 connection.call(setattr, connection, "isolation_level", level)
