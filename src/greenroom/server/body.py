@@ -32,6 +32,8 @@ BLOCK = 1 << 18
 # costs some changes of thread, 50 to 200 µs.
 _LARGE = 1 << 21
 _BLOCKS = 1 << 26
+# Of what a body is read by. What is asked for in larger pieces isn't copied into it.
+_READ_BUFFER = 1 << 13
 
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})([ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
 _TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-zA-Z]+:[\t\x20-\x7e\x80-\xff]*")
@@ -272,10 +274,13 @@ class Spool:
         """Write what is waiting to disk. Blocks; nothing else may be called meanwhile."""
         data, self._memory = self._memory, b""
         if self._file is None:
-            self._file = tempfile.TemporaryFile(dir=self._directory, prefix="greenroom-")  # noqa: SIM115
-        self._file.write(data)
+            # Without a buffer: what is written comes in blocks.
+            self._file = tempfile.TemporaryFile(  # noqa: SIM115
+                buffering=0, dir=self._directory, prefix="greenroom-"
+            )
+        _write(self._file, data)
         if self._block is not None:
-            self._file.write(self._block[: self._filled])
+            _write(self._file, self._block[: self._filled])
             self._filled = 0
 
     def rewind(self) -> None:
@@ -288,6 +293,8 @@ class Spool:
         """The complete body, at its start."""
         self._give_block_back()
         if self._file is not None:
+            # For reading only: a buffer for both seeks before each read.
+            self._file = io.BufferedReader(self._file, _READ_BUFFER)  # type: ignore[type-var]
             return self._file
         data, self._memory = self._memory, b""
         return io.BytesIO(data)
@@ -305,3 +312,10 @@ class Spool:
         if self._block is not None:
             self._block = None
             self._quota.blocks -= 1
+
+
+def _write(file: BinaryIO, data: bytes | bytearray | memoryview) -> None:
+    """All of it: without a buffer, a file may take less at once."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import hashlib
+import io
 import itertools
 import os
 import random
@@ -253,6 +254,26 @@ def test_a_disk_that_is_full(
     disk = SlowDisk(monkeypatch)
     disk.error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     asyncio.run(main())
+
+
+def test_a_file_that_takes_less_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(io.BytesIO):
+        def write(self, data: Any) -> int:
+            return super().write(data[:1000])
+
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda **kwargs: Slow())
+    data = random.Random(1).randbytes(2 * BLOCK)
+    spool = Spool(1000, None, Quota(None))
+    spool.add(data[:5000])
+    spool.flush()
+    spool.room(BLOCK)[:] = data[5000 : 5000 + BLOCK]
+    spool.filled(BLOCK)
+    spool.flush()
+    spool.add(data[5000 + BLOCK :])
+    spool.rewind()
+    with spool.open() as file:
+        assert file.read() == data
+    spool.close()
 
 
 # What is received where it is kept.

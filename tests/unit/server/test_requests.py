@@ -336,7 +336,7 @@ def test_big_body_goes_through_a_file(drive: Any, tmp_path: Any, chunked: bool) 
     driven = drive(both, *pieces, max_body_in_memory=100_000, spool_dir=str(tmp_path))
     assert driven.statuses == [200, 200]
     assert driven.answers[0].body == body
-    assert kinds == [("BufferedRandom", str(len(body)))]
+    assert kinds == [("BufferedReader", str(len(body)))]
     assert list(tmp_path.iterdir()) == []
 
 
