@@ -22,7 +22,8 @@ Invariants:
   (RFC 9112, 9.6). It is read for as long as the client goes on sending, within a
   bound: the client of a large body that was refused looks for the answer afterwards.
 - While a body is `_busy` (written to disk by a thread, or giving way to others in the
-  middle of the buffer) nothing is read and nothing parsed.
+  middle of the buffer) the loop reads nothing and parses nothing. The decoder, the spool
+  and `_body_progress` are the thread's, which receives more of a body of known length.
 - The transport has another protocol, an `_Intake`, while a body of known length is
   received that is on disk in part: from a flush on until its last byte, or its end.
 - Each state has a `deadline`; the server's sweep compares it with the clock once a
@@ -41,6 +42,7 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -521,7 +523,7 @@ class Connection(asyncio.Protocol):
             return True
         self._progressed(len(data))
         if spool.due:
-            self._flush(spool.flush)
+            self._flush_and_receive()
             return False
         if decoder.gave_way:
             self._busy = True
@@ -551,7 +553,7 @@ class Connection(asyncio.Protocol):
             self._end_intake()
             self._flush(spool.rewind)
         elif spool.due:
-            self._flush(spool.flush)
+            self._flush_and_receive()
 
     def _progressed(self, size: int) -> None:
         config = self.server.config
@@ -560,16 +562,15 @@ class Connection(asyncio.Protocol):
             self._body_progress = 0
             self.deadline = self.server.loop.time() + config.body_timeout
 
+    @property
+    def _receives_into(self) -> bool:
+        """Whether the body can be received where it is kept."""
+        return self.server.receives_into and type(self._decoder) is Length
+
     def _begin_intake(self) -> None:
         """Receive the rest of a body where it is kept, if it is one of those."""
         spool = self._spool
-        if (
-            not self._intake
-            and self.server.receives_into
-            and type(self._decoder) is Length
-            and spool is not None
-            and spool.on_disk
-        ):
+        if not self._intake and self._receives_into and spool is not None and spool.on_disk:
             self._intake = True
             self._transport.set_protocol(_Intake(self))
 
@@ -585,6 +586,31 @@ class Connection(asyncio.Protocol):
         # Without a future, which costs as much again as the change of thread.
         self.server.disk.submit(self._write, write)
 
+    def _flush_and_receive(self) -> None:
+        """Write what is due, and have the thread receive what comes meanwhile, if it can."""
+        assert self._spool is not None
+        write: Callable[[], None] = self._spool.flush
+        if self._receives_into:
+            # A descriptor of its own: this one may be closed meanwhile, and its number be
+            # another connection's.
+            with contextlib.suppress(OSError):
+                write = partial(self._receive, self.sock.dup())
+            self.room()
+        self._flush(write)
+
+    def _receive(self, sock: socket.socket) -> None:
+        """On a thread."""
+        decoder, spool = self._decoder, self._spool
+        assert type(decoder) is Length
+        assert spool is not None
+        with sock:
+            spool.flush()
+            size = spool.receive(sock, decoder.remaining)
+        decoder.took(size)
+        self._body_progress += size
+        if decoder.done:
+            spool.rewind()
+
     def _write(self, write: Callable[[], None]) -> None:
         """On a thread."""
         error = None
@@ -598,6 +624,9 @@ class Connection(asyncio.Protocol):
     def _flushed(self, error: Exception | None) -> None:
         if self._state == BODY and error is not None:
             self._busy = False
+            if isinstance(error, PeerError):
+                self._refuse(error)
+                return
             self.server.log.error("A request's body can't be written to disk: %s", error)
             self._refuse(PeerError(503, "no room on disk for a request's body"))
             return
@@ -611,8 +640,10 @@ class Connection(asyncio.Protocol):
             return
         assert self._decoder is not None
         if self._decoder.done:
+            self._end_intake()
             self._body_complete()
         else:
+            self._progressed(0)
             self._advance()
             if self._eof and self._state == BODY and not self._busy:
                 self._close()

@@ -328,7 +328,7 @@ def test_ends_while_it_is_received_into_a_block(harness: Any, how: str, tmp_path
             await each.receive(b"x" * 2000)
         await transport.receive(b"x" * 500_000)
         assert isinstance(transport.protocol, asyncio.BufferedProtocol)
-        assert at.server.quota.blocks == 1
+        assert at.server.quota.blocks == 2
         if how == "lost":
             transport.abort()
         elif how == "end":
@@ -357,6 +357,187 @@ def test_ends_while_it_is_received_into_a_block(harness: Any, how: str, tmp_path
     answer = {"deadline": b"HTTP/1.1 408", "quota": b"HTTP/1.1 503"}.get(how, b"")
     assert asyncio.run(main()) == answer
     assert os.listdir(tmp_path) == []
+
+
+# What the thread that writes to disk receives meanwhile.
+
+
+class Sent:
+    """Bytes on the socket of a harness's first connection, and a transport that reads them."""
+
+    def __init__(self, at: Any, transport: Any, data: bytes) -> None:
+        self.ours, self.theirs = at.sockets[:2]
+        self.ours.setblocking(False)
+        self.transport = transport
+        # How many the loop has read.
+        self.read = 0
+        self._thread = threading.Thread(target=self._send, args=(data,))
+        self._thread.start()
+        if len(data) < 100_000:
+            # It fits in the buffer of the socket.
+            self._thread.join()
+
+    def _send(self, data: bytes) -> None:
+        with contextlib.suppress(OSError):
+            self.theirs.sendall(data)
+
+    async def read_until(self, condition: Callable[[], Any]) -> None:
+        async with asyncio.timeout(20):
+            while not condition():
+                if self.transport.reading and not self.transport.closed.is_set():
+                    with contextlib.suppress(BlockingIOError):
+                        self._read()
+                await asyncio.sleep(0)
+
+    def _read(self) -> None:
+        protocol = self.transport.protocol
+        if isinstance(protocol, asyncio.BufferedProtocol):
+            size = self.ours.recv_into(protocol.get_buffer(-1))
+            self.read += size
+            protocol.buffer_updated(size)
+        else:
+            data = self.ours.recv(65536)
+            self.read += len(data)
+            protocol.data_received(data)
+
+    async def end(self) -> None:
+        self.theirs.close()
+        await asyncio.to_thread(self._thread.join)
+
+
+@pytest.mark.parametrize("rest", [1, 70_000, 3 * MIB, 20 * MIB])
+def test_the_thread_that_writes_goes_on_to_receive(harness: Any, tmp_path: Path, rest: int) -> None:
+    data = random.Random(rest).randbytes(2000 + rest)
+
+    async def main() -> bytes:
+        at = harness(_digest, max_body_in_memory=1000, spool_dir=str(tmp_path))
+        connection, transport = at.connect()
+        sent = Sent(at, transport, data[2000:] + GET)
+        connection.data_received(LENGTH % len(data) + data[:2000])
+        await sent.read_until(lambda: transport.written.count(b"HTTP/1.1 200 OK") == 2)
+        # Never a byte of what follows the body.
+        assert sent.read >= len(GET)
+        if rest < 100_000:
+            assert sent.read == len(GET)
+        assert transport.protocol is connection
+        await until(lambda: at.server.quota.used == at.server.quota.blocks == 0)
+        transport.abort()
+        await sent.end()
+        await at.aclose()
+        return bytes(transport.written)
+
+    answers = parse_answers(asyncio.run(main()))
+    wanted = [hashlib.sha256(each).hexdigest().encode() for each in (data, b"")]
+    assert [answer.body for answer in answers] == wanted
+
+
+def test_what_the_thread_receives_is_progress(
+    harness: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        at = harness(count, max_body_in_memory=1000, spool_dir=str(tmp_path))
+        connection, transport = at.connect()
+        sent = Sent(at, transport, b"x" * 50_000)
+        connection.data_received(LENGTH % 100_000 + b"x" * 2000)
+        connection.deadline = 0.0
+        disk.goes_on.set()
+        await until(lambda: transport.reading)
+        assert sent.read == 0
+        assert connection.deadline > at.server.loop.time()
+        transport.abort()
+        await sent.end()
+        await at.aclose()
+
+    disk = SlowDisk(monkeypatch)
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("how", ["quota", "full", "gone", "lost"])
+def test_ends_while_the_thread_receives(
+    harness: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str
+) -> None:
+    async def main() -> bytes:
+        quota = 100_000 if how == "quota" else None
+        at = harness(count, max_body_in_memory=1000, spool_dir=str(tmp_path), spool_quota=quota)
+        connection, transport = at.connect()
+        sent = Sent(at, transport, b"x" * 90_000)
+        connection.data_received(LENGTH % 92_001 + b"x" * 2000)
+        await until(lambda: disk.flushes == 1)
+        if how == "quota":
+            at.server.quota.take(60_000)
+        elif how == "full":
+            disk.error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        elif how == "gone":
+            sent.theirs.close()
+        elif how == "lost":
+            transport.abort()
+            await until(lambda: not at.server.connections)
+        disk.goes_on.set()
+        await until(lambda: at.server.quota.blocks == 0 or transport.reading)
+        if how == "gone":
+            assert transport.protocol.eof_received() is False
+            transport.close()
+        await until(lambda: at.server.quota.blocks == 0)
+        assert at.server.quota.used == (60_000 if how == "quota" else 0)
+        transport.abort()
+        await sent.end()
+        await at.aclose()
+        return bytes(transport.written[:12])
+
+    # The last byte never comes: it would be a whole body.
+    disk = SlowDisk(monkeypatch)
+    answer = b"HTTP/1.1 503" if how in ("quota", "full") else b""
+    assert asyncio.run(main()) == answer
+    assert os.listdir(tmp_path) == []
+
+
+def test_no_other_connection_is_read_by_the_thread(
+    harness: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The number of a descriptor that was closed meanwhile is soon another's."""
+
+    async def main() -> None:
+        at = harness(count, max_body_in_memory=1000, spool_dir=str(tmp_path))
+        connection, transport = at.connect()
+        connection.data_received(LENGTH % 5000 + b"x" * 2000)
+        await until(lambda: disk.flushes == 1)
+        transport.abort()
+        number = at.sockets[0].fileno()
+        at.sockets[0].close()
+        others = socket.socketpair()
+        others[0].setblocking(False)
+        assert others[0].fileno() == number
+        others[1].sendall(b"another's")
+        disk.goes_on.set()
+        await until(lambda: at.server.quota.blocks == 0)
+        assert others[0].recv(100) == b"another's"
+        for each in others:
+            each.close()
+        await at.aclose()
+
+    disk = SlowDisk(monkeypatch)
+    asyncio.run(main())
+
+
+def test_without_a_descriptor_more_the_loop_receives(
+    harness: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        at = harness(count, max_body_in_memory=1000, spool_dir=str(tmp_path))
+        connection, transport = at.connect()
+        sent = Sent(at, transport, b"x" * 3 * MIB)
+        connection.data_received(LENGTH % (2000 + 3 * MIB) + b"x" * 2000)
+        await sent.read_until(lambda: transport.written.endswith(b"\r\n\r\n%d" % (2000 + 3 * MIB)))
+        assert sent.read == 3 * MIB
+        transport.abort()
+        await sent.end()
+        await at.aclose()
+
+    def dup(self: socket.socket) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(socket.socket, "dup", dup)
+    asyncio.run(main())
 
 
 def test_blocks_are_smaller_the_more_there_are() -> None:
