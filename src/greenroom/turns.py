@@ -176,6 +176,11 @@ class Turn:
             self._free.pop()
         except IndexError:
             pass
+        except BaseException:
+            # A Ctrl-C, before or after: the turn is this thread's rather than nobody's.
+            if self.holder is None and not self._free:
+                self.holder, self._depth = me, 1
+            raise
         else:
             if self.innermost is block or self._may(block):
                 self.holder = me

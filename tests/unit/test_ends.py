@@ -24,7 +24,8 @@ from django.urls import path
 
 import driver
 from driver import Cancellable, Site
-from greenroom import await_, bridge, loop_safe, placement as judgement
+from greenroom import await_, bridge, loop_safe
+from greenroom import placement as judgement
 from project import middleware, urls, views
 
 PATHS = [

@@ -348,6 +348,24 @@ def test_it_comes_free_before_one_begins_to_wait() -> None:
     assert free(turn)
 
 
+@pytest.mark.parametrize("popped", [True, False])
+def test_a_ctrl_c_while_it_is_taken_locks_nobody_out(popped: bool) -> None:
+    class Interrupted(list[bool]):
+        def pop(self, *args: Any) -> bool:
+            if popped:
+                super().pop()
+            raise KeyboardInterrupt
+
+    turn = make(0.1)
+    turn._free = Interrupted([True])
+    with pytest.raises(KeyboardInterrupt):
+        turn.take()
+    turn._free = list(turn._free)
+    # What ends the process may need it, to close a connection.
+    with turn:
+        assert turn.is_mine()
+
+
 @pytest.mark.parametrize("how", ["take", "try_take"])
 def test_outside_of_a_block_it_is_given_back_to_who_waits_within(how: str) -> None:
     """Who may not have it yet holds it for a moment, in which others ask for it."""
