@@ -634,7 +634,7 @@ def test_bodies(asgi: ASGISite, items: list[bytes], monkeypatch: pytest.MonkeyPa
     on_disk = sum(map(len, items)) > 2.5 * MIB and len(items) > 1
     size, kind = answer.text.split()
     assert int(size) == sum(map(len, items))
-    assert kind == ("BufferedRandom" if on_disk else "BytesIO")
+    assert kind == ("BufferedReader" if on_disk else "BytesIO")
     assert bool(threads) is on_disk
     assert threading.get_ident() not in threads
     assert asgi.asgi.quota.used == 0
