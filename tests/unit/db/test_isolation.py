@@ -116,8 +116,10 @@ class Request:
 
     # Cancelling.
 
-    async def stepped(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    async def stepped(self, fn: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> Any:
         """Run a task of it, whose awaits are counted."""
+        # Now: of a task that is cancelled before it begins, nobody would await it.
+        coroutine = fn(*args)
 
         @types.coroutine
         def run() -> Any:
@@ -309,7 +311,7 @@ class Request:
         async with asyncio.TaskGroup() as group:
             for with_bridge, body in bodies:
                 fn = bridge.bridged(self.do) if with_bridge else self.do
-                group.create_task(self.stepped(fn(body, with_bridge)))
+                group.create_task(self.stepped(fn, body, with_bridge))
 
     async def block(
         self, bridged: bool, how: str, raises: bool, takes: int | None, body: Any
@@ -393,7 +395,7 @@ class World:
         new_lane(home.threads)
         scope = borrow.begin(request.name)
         try:
-            await request.stepped(bridge.bridged(request.do)(steps, True))
+            await request.stepped(bridge.bridged(request.do), steps, True)
         finally:
             borrow.leave(scope)
 
