@@ -34,7 +34,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 # By the first that matches the file of the function that runs.
 PARTS = (
-    ("uvloop, or the server in C", r"/greenroom/worker\.py$|^<|/gunicorn/|/granian/"),
+    ("uvloop, gunicorn, granian", r"/greenroom/worker\.py$|^<|/gunicorn/|/granian/"),
     ("Greenroom: HTTP", r"/greenroom/server/"),
     ("Greenroom: database", r"/greenroom/db/"),
     ("Greenroom: waiting, threads", r"/greenroom/(bridge|crossing|threads|turns|loops)\.py$"),

@@ -410,7 +410,7 @@ def test_a_profile_is_by_whose_code_runs() -> None:
         "the view": 0.25,
         "Greenroom: database": 0.2,
         "Python's library": 0.15,
-        "uvloop, or the server in C": 0.1,
+        "uvloop, gunicorn, granian": 0.1,
     }
     with pytest.raises(profile.Invalid, match="nothing that runs"):
         profile.shares([])
@@ -419,7 +419,7 @@ def test_a_profile_is_by_whose_code_runs() -> None:
     assert list(profile.table([one, other])) == [
         "| µs a request | one | other |",
         "|---|---|---|",
-        "| uvloop, or the server in C | 100 |  |",
+        "| uvloop, gunicorn, granian | 100 |  |",
         "| Greenroom: database | 200 |  |",
         "| Django |  | 10 |",
         "| psycopg | 300 |  |",
